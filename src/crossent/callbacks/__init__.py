@@ -1,0 +1,1 @@
+"""What watches a run: its console and its checkpoints."""

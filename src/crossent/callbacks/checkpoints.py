@@ -1,0 +1,141 @@
+"""Keeps last.ckpt, so that a run can go on where it was, and stops a run on Ctrl-C between two steps."""
+
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from typing_extensions import override
+
+Handler = Any  # what signal.signal takes and returns
+
+
+class Interrupted(BaseException):
+    """The user interrupted, and the run stopped between two steps with its checkpoint written.
+
+    Not a KeyboardInterrupt, on which Lightning ends the process by itself.
+    """
+
+
+class LastCheckpoint(Checkpoint):
+    """Renews ``last.ckpt`` every so often, at the end, and when the user interrupts.
+
+    The state is taken at the end of a batch, and again after a validation that follows it. That is the only point in
+    Lightning's loop from which a run goes on in the middle of an epoch as if it had not stopped; after the loop has
+    been left, the epoch counts as finished.
+
+    Args:
+        path: of the checkpoint.
+        every_minutes: how often, by the clock; None: not by the clock.
+        every_n_steps: how often, by optimiser steps; None: not by steps.
+    """
+
+    def __init__(self, path: Path, *, every_minutes: float | None, every_n_steps: int | None) -> None:
+        self._path = path
+        self._seconds = None if every_minutes is None else 60 * every_minutes
+        self._steps = every_n_steps
+        self._saved_at = time.monotonic()
+        self._saved_step: int | None = None
+        self._interrupted = False
+        self._previous_handler: Handler = None
+        self._random_state: dict[str, Any] = {}
+
+    @override
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._restore_random_state()
+        self._saved_at = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
+
+    @override
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._stop_if_interrupted()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step >= trainer.max_steps > 0 or self._interrupted or self._due(step):
+            self._save(trainer)
+
+    @override
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn == "fit" and self._saved_step == trainer.global_step:
+            self._save(trainer)  # now with the validation behind it
+
+    @override
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._stop_if_interrupted()
+
+    @override
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if self._saved_step != trainer.global_step:
+            self._save(trainer)
+
+    @override
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._restore_handler()
+
+    @override
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        self._restore_handler()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The states of the random number generators, which Lightning does not save."""
+        version, numbers, gauss = random.getstate()
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "python": [version, list(numbers), gauss],
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the states until training starts, since what comes before it draws numbers too."""
+        self._random_state = state_dict
+
+    def _restore_random_state(self) -> None:
+        if not self._random_state:
+            return
+        torch.set_rng_state(self._random_state["torch"])
+        if len(self._random_state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(self._random_state["cuda"])
+        version, numbers, gauss = self._random_state["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        self._random_state = {}
+
+    def _due(self, step: int) -> bool:
+        if step == self._saved_step:
+            return False
+        by_steps = self._steps is not None and step % self._steps == 0
+        return by_steps or (self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # a point before the checkpoint is never written again, so it has to be on disk first
+        trainer.save_checkpoint(self._path, weights_only=False)  # not the weights alone, the optimiser too
+        self._saved_step = trainer.global_step
+        self._saved_at = time.monotonic()
+
+    def _restore_handler(self) -> None:
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """The first Ctrl-C lets the step finish; a second one does not wait."""
+        if self._interrupted:
+            raise Interrupted
+        self._interrupted = True
+
+    def _stop_if_interrupted(self) -> None:
+        if self._interrupted:
+            raise Interrupted

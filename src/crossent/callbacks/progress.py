@@ -1,0 +1,97 @@
+"""The console of a run: a table of the cost that grows as the run goes on, and a progress bar on a terminal."""
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as lightning
+from typing_extensions import override
+
+from crossent.loggers import LastPoints
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_ROWS = 10  # of the table; the notebook prints as many
+_COLUMNS = ("train/cost", "val/cost", "val/accuracy")
+
+log = logging.getLogger(__name__)
+
+
+class Console(lightning.Callback):
+    """Prints a row of the table ten times a run, and shows one bar for all of its steps.
+
+    The rows are the same on a terminal, above the bar, and in a file.
+
+    Args:
+        last: where the curves' last points are.
+        bar: whether to show a bar, where the output is a terminal.
+    """
+
+    def __init__(self, last: LastPoints, *, bar: bool) -> None:
+        self._last = last
+        self._wants_bar = bar and sys.stdout.isatty()
+        self._bar: Progress | None = None
+        self._stride = 1
+        self._next_row = 0
+        self._columns: tuple[str, ...] = ()
+
+    @override
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        total = trainer.estimated_stepping_batches
+        self._stride = max(1, int(total) // _ROWS) if total != float("inf") else 1000
+        self._next_row = trainer.global_step
+        self._columns = _COLUMNS if trainer.enable_validation else _COLUMNS[:1]
+        log.info("%8s" + "  %12s" * len(self._columns), "step", *self._columns)
+        if self._wants_bar:
+            self._show_bar(None if total == float("inf") else int(total), trainer.global_step)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._print_row()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)
+
+    @override
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._print_row()
+
+    @override
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._hide_bar()
+
+    @override
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        self._hide_bar()
+
+    def _hide_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _print_row(self) -> None:
+        """Prints the newest point of train/cost, if it is due: the hook runs before this step's own is written."""
+        step, _ = self._last.points.get("train/cost", (-1, 0.0))
+        if step < self._next_row:
+            return
+        values = [self._last.points.get(tag) for tag in self._columns]
+        cells = ["" if point is None else f"{point[1]:.6f}" for point in values]
+        log.info("%8d" + "  %12s" * len(cells), step, *cells)
+        self._next_row = (step // self._stride + 1) * self._stride
+
+    def _show_bar(self, total: int | None, done: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        # Rich draws from a thread of its own, ten times a second; a step only sets a number.
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps,"),
+            TimeRemainingColumn(),
+            transient=True,
+        )
+        self._bar.add_task("training", total=total, completed=done)
+        self._bar.start()

@@ -1,0 +1,200 @@
+"""Judges a composed configuration against config.py, and words what is wrong with it in one line."""
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from crossent.config import NAMED_GROUPS, TRAINER_ELSEWHERE, BundledData, TrainConfig
+from crossent.errors import UserError
+
+_MISSING = "???"  # OmegaConf's mark for a value that has to be given
+_UNBOUNDED = 1e300  # bounds beyond this only keep infinity out
+
+Plain = Mapping[str, Any]
+Path = list[str]
+
+
+def check(composed: Plain) -> TrainConfig:
+    """Turns a composed, resolved configuration into its typed form.
+
+    Raises:
+        UserError: a key that does not exist, a value of another type or out of range, or a package that the
+            configuration needs and that is not installed. The message is one line, for the user.
+    """
+    plain = _with_arguments_apart(composed)
+    try:
+        config = msgspec.convert(plain, TrainConfig)
+    except msgspec.ValidationError as error:
+        raise UserError(_explanation(str(error), plain)) from None
+    if isinstance(config.data, BundledData) and importlib.util.find_spec("sklearn") is None:
+        raise UserError(f"data={plain['data']['name']}: needs scikit-learn: pip install 'crossent[sklearn]'")
+    return config
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """``", did you mean 'x'?"`` for the nearest of the candidates, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.3)
+    return f", did you mean '{near[0]}'?" if near else "."
+
+
+def show(value: object) -> str:
+    """A value as one types it on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _with_arguments_apart(composed: Plain) -> dict[str, Any]:
+    """Splits a ``custom`` section into its class and that class's arguments, as `config.Custom` has them."""
+    plain = dict(composed)
+    for group in NAMED_GROUPS:
+        section = plain.get(group)
+        if not isinstance(section, dict) or section.get("name") != "custom":
+            continue
+        known = {"name", "batch_size", "val_fraction", "test_fraction", "standardize"} if group == "data" else {"name"}
+        if group == "accelerator":
+            known |= {"devices", "num_nodes", "precision", "threads"}
+        plain[group] = {key: value for key, value in section.items() if key in known} | {
+            "target": section.get("_target_", _MISSING),
+            "arguments": {key: value for key, value in section.items() if key not in known | {"_target_"}},
+        }
+    return plain
+
+
+def _explanation(message: str, plain: Plain) -> str:
+    """Words msgspec's message in the user's terms: the key, what was found, what is allowed."""
+    what, _, location = message.partition(" - at `$")
+    path = re.findall(r"[^.\[\]`]+", location)
+    if unknown := re.search(r"unknown field `(.+)`", what):
+        return _unknown_key(path, unknown[1], plain)
+    if missing := re.search(r"missing required field `(.+)`", what):
+        path.append(missing[1])
+        return f"{_key(path)}: not set; expected {_expected(path, plain)}"
+    if not what.startswith(("Expected ", "Invalid ")):
+        return f"{_key(path)}: {what}" if path else what  # a rule over several keys, worded in config.py
+    found = _value_at(path, plain)
+    if found == _MISSING:
+        return f"{_key(path)}: not set; expected {_expected(path, plain)}"
+    if path and path[-1] == "name":
+        choices = _tags(_type_at(path[:-1], plain))
+        return f"{_key(path)}={show(found)}: no such choice{did_you_mean(str(found), choices)} One of: {_list(choices)}"
+    return f"{_key(path)}={show(found)}: expected {_expected(path, plain)}"
+
+
+def _unknown_key(path: Path, name: str, plain: Plain) -> str:
+    rest = _only_path_below(_value_at([*path, name], plain))
+    key = _key([*path, name, *rest])
+    if path == ["trainer"] and name in TRAINER_ELSEWHERE:
+        return f"{key}: this is set by {TRAINER_ELSEWHERE[name]}"
+    if name == "_target_" and path and path[0] in NAMED_GROUPS:
+        return f"{key}: a class of your own goes with {path[0]}=custom"
+    known = _fields(_type_at(path, plain))
+    # Somebody who types lr=0.1 means a key of a section, and is told which.
+    elsewhere = [f"{part}.{name}" for part, keys in plain.items() if isinstance(keys, dict) and name in keys]
+    elsewhere = [full for full in elsewhere if not path and full.split(".")[0] in known]
+    hint = f", did you mean '{elsewhere[0]}'?" if elsewhere else did_you_mean(name, known)
+    hint = re.sub(r"'(.+)'", lambda near: f"'{_key([*path, near[1], *rest])}'", hint)
+    owner = _key(path)
+    if path and path[-1] in NAMED_GROUPS:
+        owner += f"={show(_value_at([*path, 'name'], plain))}"
+    return f"{key}: no such key{hint} {f'{owner} has' if path else 'Keys'}: {_list(known) or 'none'}"
+
+
+def _only_path_below(value: object) -> Path:
+    """``lr`` of ``optimzer.lr``: the keys below an unknown one, as long as there is one way down."""
+    path = []
+    while isinstance(value, dict) and len(value) == 1:
+        ((key, value),) = value.items()
+        path.append(str(key))
+    return path
+
+
+def _key(path: Path) -> str:
+    """The key as the user types it: the inverse of `_with_arguments_apart` for a class of the user's own."""
+    return ".".join("_target_" if part == "target" else part for part in path)
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted("_target_" if name == "target" else name for name in names if name != "arguments"))
+
+
+def _value_at(path: Path, plain: Any) -> object:
+    for part in path:
+        plain = plain[int(part)] if isinstance(plain, list) else plain[part]
+    found: object = plain
+    return found
+
+
+def _tags(kind: inspect.Type) -> list[str]:
+    """The names of a group's choices."""
+    kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    return [str(struct.tag) for struct in kinds if isinstance(struct, inspect.StructType)]
+
+
+def _type_at(path: Path, plain: Any) -> inspect.Type:
+    """The declared type of the key; of a group's choices, the one that was chosen."""
+    kind: inspect.Type = inspect.type_info(TrainConfig)
+    for part in path:
+        if isinstance(kind, inspect.StructType):
+            kind = next(field.type for field in kind.fields if field.encode_name == part)
+        elif isinstance(kind, inspect.TupleType):
+            kind = kind.item_types[int(part)]
+        plain = plain.get(part) if isinstance(plain, dict) else None
+        if isinstance(kind, inspect.UnionType) and isinstance(plain, dict):
+            kind = next(
+                (each for each in kind.types if isinstance(each, inspect.StructType) and each.tag == plain.get("name")),
+                kind,
+            )
+    return kind
+
+
+def _fields(kind: inspect.Type) -> list[str]:
+    return [field.encode_name for field in kind.fields] if isinstance(kind, inspect.StructType) else []
+
+
+def _expected(path: Path, plain: Plain) -> str:
+    """The allowed values of a key in words."""
+    kind = _type_at(path[:-1], plain)
+    if path[-1] == "name":
+        return f"one of {_list(_tags(_type_at(path[:-1], plain)))}"
+    if isinstance(kind, inspect.StructType) and path[-1] not in _fields(kind):
+        return "a value"
+    return _describe(_type_at(path, plain))
+
+
+def _describe(kind: inspect.Type) -> str:
+    match kind:
+        case inspect.Metadata(type=inner, extra_json_schema=extra):
+            return str((extra or {}).get("description") or _describe(inner))
+        case inspect.UnionType(types=kinds) if all(isinstance(each, inspect.StructType) for each in kinds):
+            return f"one of {_list(_tags(kind))}"
+        case inspect.UnionType(types=kinds):
+            return " or ".join(_describe(each) for each in kinds)
+        case inspect.IntType():
+            return "an integer" + _range(kind)
+        case inspect.FloatType():
+            return "a number" + _range(kind)
+        case inspect.LiteralType(values=values):
+            return ("one of " if len(values) > 1 else "") + ", ".join(show(value) for value in values)
+        case inspect.NoneType():
+            return "null"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.StrType():
+            return "a text"
+        case inspect.TupleType(item_types=items):
+            return f"a list of {len(items)}, each {_describe(items[0])}"
+        case _:
+            return f"the keys {_list(_fields(kind))}"
+
+
+def _range(kind: inspect.IntType | inspect.FloatType) -> str:
+    largest = kind.le if kind.le is not None and kind.le < _UNBOUNDED else None
+    named = {">": kind.gt, ">=": kind.ge, "<": kind.lt, "<=": largest}
+    bounds = [f"{name} {bound}" for name, bound in named.items() if bound is not None]
+    return f" {' and '.join(bounds)}" if bounds else ""

@@ -1,0 +1,191 @@
+"""The LightningModule: a softmax classifier and how one step of its training goes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from crossent.data.loader import Batch
+from crossent.head import Head
+from crossent.losses import Loss, Totals
+from crossent.optim import OptimizerFactory, SchedulerFactory
+
+CHECKPOINT_KEY = "crossent"
+
+
+class SoftmaxClassifier(lightning.LightningModule):
+    """Trains a head by a loss, and records the curves.
+
+    The curves are written here and not with ``self.log``: x is the number of updates that the weights have had, which
+    Lightning's own logging misses by one for validation; and ``self.log`` costs more than the step.
+
+    Args:
+        head: weight and bias.
+        loss: the cost of the rows.
+        optimizer: makes the optimiser.
+        scheduler: makes the learning-rate schedule, or returns None.
+        l2: λ of λ/2 ‖weight‖², which is added to the mean cost; the bias is not penalised.
+        record: plain values that go into every checkpoint: the configuration and the facts of the data.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        loss: Loss,
+        *,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory = lambda optimizer, steps: None,
+        l2: float = 0.0,
+        record: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__()
+        self.head = head
+        self.loss = loss
+        self.l2 = l2
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._record = dict(record or {})
+        self._step = _OpenStep()
+        self._loaded_steps: int | None = None
+        self._costs = MeanMetric(nan_strategy="disable")  # a NaN has to show, not to be left out
+        self._accuracy = MulticlassAccuracy(head.classes, average="micro", validate_args=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The logits of all classes, (rows, classes), from features, (rows, columns)."""
+        logits: Tensor = self.head(features)
+        return logits
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser, and the schedule where there is one, stepped after every optimiser step."""
+        optimizer = self._optimizer(self.parameters())
+        scheduler = self._scheduler(optimizer, self.trainer.estimated_stepping_batches)
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The mean cost of the batch and the penalty."""
+        totals = self._totals(batch)
+        penalty = self._penalty()
+        self._step.add(totals, penalty)
+        return totals.mean if penalty is None else totals.mean + penalty
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Records the cost of a step once the step has been taken: s is the number of updates before it."""
+        taken = self.trainer.global_step
+        if taken == self._step.number:  # gradients are still being accumulated
+            self._step.next_batch()
+            return
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
+        if self._step.number % every == 0:
+            self._write("train", self._step.number, self._step.metrics())
+        self._step.begin(taken)
+        if taken >= self.trainer.max_steps > 0:
+            self.trainer.should_stop = True  # has Lightning validate the final weights, whatever the interval
+
+    def on_train_start(self) -> None:
+        """Begins with the step that comes next, also after a resume."""
+        self._step.begin(self.trainer.global_step)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the validation metrics."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the test metrics."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Records the validation metrics, and tells them to the callbacks that watch them."""
+        metrics = self._evaluated("val")
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, logger=False)
+
+    def on_test_epoch_end(self) -> None:
+        """Records the test metrics."""
+        self._evaluated("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what predicting needs besides the weights."""
+        checkpoint[CHECKPOINT_KEY] = self._record
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes how many updates the loaded weights have had."""
+        self._loaded_steps = checkpoint["global_step"]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the name of the running hook here some fifty times a step, and torch.nn.Module's own
+        # __setattr__, which looks for parameters, makes that a seventh of a small step's time.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def _totals(self, batch: Batch) -> Totals:
+        totals: Totals = self.loss(batch.features, self.head.weight, self.head.output_bias, batch.targets)
+        return totals
+
+    def _penalty(self) -> Tensor | None:
+        return self.l2 / 2 * self.head.weight.square().sum() if self.l2 else None
+
+    def _evaluate(self, batch: Batch) -> None:
+        totals = self._totals(batch)
+        self._costs.update(totals.mean, torch.as_tensor(totals.weight))
+        self._accuracy.update(self(batch.features), batch.targets)
+
+    def _evaluated(self, split: str) -> dict[str, float]:
+        metrics = {"cost": float(self._costs.compute()), "accuracy": float(self._accuracy.compute())}
+        self._costs.reset()
+        self._accuracy.reset()
+        fitting = self.trainer.training or (self.trainer.validating and self.trainer.state.fn == "fit")
+        steps = self.trainer.global_step if fitting or self._loaded_steps is None else self._loaded_steps
+        self._write(split, steps, metrics)
+        return metrics
+
+    def _write(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        tagged = {f"{split}/{name}": value for name, value in metrics.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(tagged, step)
+
+
+class _OpenStep:
+    """The optimiser step under way: its number, and the cost of its batches so far.
+
+    An optimiser that evaluates several times a step (LBFGS) calls ``add`` several times a batch: the first counts,
+    since it is the one before the update.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._open = True
+        self._totals: list[Totals] = []
+        self._penalty: Tensor | None = None
+
+    def begin(self, number: int) -> None:
+        """Starts a step."""
+        self.number = number
+        self._totals.clear()
+        self._open = True
+
+    def next_batch(self) -> None:
+        """Goes on to another batch of the same step."""
+        self._open = True
+
+    def add(self, totals: Totals, penalty: Tensor | None) -> None:
+        """Takes in the costs of a batch, unless it has been taken in."""
+        if self._open:
+            self._totals.append(totals)
+            self._penalty = penalty
+            self._open = False
+
+    def metrics(self) -> dict[str, float]:
+        """The mean cost a row of all batches of the step, and the penalty where there is one."""
+        cost = sum(float(totals.cost.detach()) for totals in self._totals)
+        metrics = {"cost": cost / sum(float(totals.weight) for totals in self._totals)}
+        if self._penalty is not None:
+            metrics["penalty"] = float(self._penalty.detach())
+        return metrics

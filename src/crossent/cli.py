@@ -1,0 +1,176 @@
+"""Runs a command through Hydra: composes its configuration, judges it, and answers mistakes in one line.
+
+Hydra's own entry point prints several lines on an error and makes the run directory before anyone can look at the
+configuration. So its steps are taken here one by one, with the check between composing and running. Imports no
+torch.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from crossent import composing, runs
+from crossent.checking import check, did_you_mean
+from crossent.config import TrainConfig
+from crossent.errors import UserError
+
+#: What a command does: the checked configuration, the same as plain values, and the run directory.
+Task = Callable[[TrainConfig, dict[str, Any], Path], object]
+
+
+def run(name: str, task: Task, arguments: list[str] | None = None) -> int:
+    """Runs the command ``crossent-<name>`` and returns its exit code.
+
+    Args:
+        name: the command, and the file of ``conf/`` that it starts from.
+        task: what to do once the configuration has been found right.
+        arguments: the command line without the program's name; by default that of this process.
+
+    Returns:
+        0, or 2 for a mistake of the user's (one line on stderr, no traceback unless HYDRA_FULL_ERROR=1), or 130
+        where the user interrupted.
+    """
+    try:
+        failures = _run(name, task, arguments)
+    except UserError as error:
+        failures = [error]
+    except OSError as error:
+        if error.filename is None:  # not about a file: no mistake of the user's
+            raise
+        failures = [UserError(f"{error.filename}: {error.strerror}")]
+        failures[0].__cause__ = error
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted{interrupt}", file=sys.stderr)
+        return 130
+    for failure in failures:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise failure
+        print(f"error: {failure}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+def _run(name: str, task: Task, arguments: list[str] | None) -> list[UserError]:
+    parser = get_args_parser()
+    setattr(parser, "error", _refuse_option(parser))  # noqa: B010  # argparse itself would print its usage as well
+    options = parser.parse_args(arguments)
+    overrides: list[str] = options.overrides
+    OmegaConf.register_new_resolver("short_id", runs.short_id, use_cache=True, replace=True)
+    with _hydra(name, options) as hydra:
+        config_name = options.config_name or name
+        if options.help:
+            hydra.app_help(config_name=config_name, args_parser=parser, args=options)
+        elif options.hydra_help:
+            hydra.hydra_help(config_name=config_name, args_parser=parser, args=options)
+        elif options.shell_completion:
+            hydra.shell_completion(config_name=config_name, overrides=overrides)
+        elif options.info:
+            hydra.show_info(options.info, config_name=config_name, overrides=overrides)
+        else:
+            request = composing.request(config_name, overrides, multirun=options.multirun)
+            with composing.explained(hydra, request):
+                mode = _check_jobs(hydra, request)
+            if not options.cfg:
+                return _run_jobs(hydra, request, mode, task)
+            hydra.show_cfg(
+                config_name=request.config_name,
+                overrides=request.overrides,
+                cfg_type=options.cfg,
+                package=options.package,
+                resolve=options.resolve,
+            )
+    return []
+
+
+def _check_jobs(hydra: Hydra, request: composing.Request) -> RunMode:
+    """Composes and checks every job before the first one starts and before a directory is made."""
+    composed = hydra.compose_config(request.config_name, request.overrides, request.mode)
+    if request.mode == RunMode.MULTIRUN or composed.hydra.mode == RunMode.MULTIRUN:
+        for overrides in _grid(hydra, composed):
+            check(composing.plain(hydra.config_loader.load_sweep_config(composed, overrides)))
+        return RunMode.MULTIRUN
+    plain = composing.plain(composed)
+    request.check_unchanged(plain)
+    check(plain)
+    directory = Path(OmegaConf.select(composed, "hydra.run.dir"))
+    if request.resumed is None and (directory / runs.CONFIG).exists():
+        raise UserError(runs.taken(directory))
+    return RunMode.RUN
+
+
+def _run_jobs(hydra: Hydra, request: composing.Request, mode: RunMode, task: Task) -> list[UserError]:
+    """Runs the jobs and returns the failures that the user can mend."""
+
+    def job(composed: DictConfig) -> object:
+        # Returned, not raised: Hydra would print lines of its own about an exception.
+        try:
+            plain = composing.plain(composed)
+            return task(check(plain), plain, Path(HydraConfig.get().runtime.output_dir))
+        except UserError as error:
+            return error
+
+    if mode == RunMode.MULTIRUN:
+        overrides = [*request.overrides, "hydra.mode=MULTIRUN"]
+        batches = hydra.multirun(config_name=request.config_name, task_function=job, overrides=overrides)
+        # A sweeper that samples its jobs keeps what they returned to itself.
+        returned = [each for batch in batches or [] for each in batch if isinstance(each, JobReturn)]
+    else:
+        returned = [hydra.run(config_name=request.config_name, task_function=job, overrides=request.overrides)]
+    return [each.return_value for each in returned if isinstance(each.return_value, UserError)]
+
+
+def _grid(hydra: Hydra, master: DictConfig) -> list[list[str]]:
+    """The overrides of every job of a sweep, where they are known before the first one starts.
+
+    A sampler (random, Optuna) draws its jobs one after the other; each of those is checked when it starts.
+    """
+    if not str(master.hydra.sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
+        return []
+    parameters = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
+    parser = OverridesParser.create(config_loader=hydra.config_loader)
+    overrides = parser.parse_overrides([*parameters, *master.hydra.overrides.task])
+    return [list(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
+
+
+@contextlib.contextmanager
+def _hydra(name: str, options: argparse.Namespace) -> Iterator[Hydra]:
+    """A Hydra that reads ``conf/`` and, before it, the folder given with --config-dir."""
+    search_path = create_config_search_path(options.config_path or str(composing.conf_directory()))
+    if options.config_dir is not None:
+        folder = Path(options.config_dir).absolute()
+        if not folder.is_dir():
+            raise UserError(f"--config-dir={options.config_dir}: no such directory")
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2(task_name=name, config_search_path=search_path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _refuse_option(parser: argparse.ArgumentParser) -> Callable[[str], NoReturn]:
+    names = [name for action in parser._actions for name in action.option_strings]
+
+    def refuse(message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            word = unknown.split()[0]
+            hint = did_you_mean(word.split("=")[0], names)
+            raise UserError(f"{word}: no such option{hint} Options: {', '.join(names)}")
+        raise UserError(message)
+
+    return refuse

@@ -1,0 +1,323 @@
+"""Every key of the configuration: its type and its range, once.
+
+The defaults, each with its why, are in ``conf/``. This module imports no torch, so that a wrong override is
+answered at once.
+"""
+
+import sys
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+_LARGEST = sys.float_info.max  # as an upper bound it keeps infinity out; NaN fails every bound
+
+Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Count = Annotated[int, Meta(ge=0)]
+AtLeastOne = Annotated[int, Meta(ge=1)]
+One = Literal[1]
+Limit = Annotated[int, Meta(ge=-1)]
+Positive = Annotated[float, Meta(gt=0, le=_LARGEST)]
+NonNegative = Annotated[float, Meta(ge=0, le=_LARGEST)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+ProperShare = Annotated[float, Meta(ge=0, lt=1)]
+CountOrShare = Count | Share
+Text = Annotated[str, Meta(min_length=1)]
+Duration = Annotated[str, Meta(pattern=r"^\d+:\d\d:\d\d:\d\d$", description="a time as DD:HH:MM:SS")]
+Target = Annotated[str, Meta(pattern=r"^\w+(\.\w+)+$", description="a class as package.module.Class")]
+Arguments = dict[str, Any]  # whatever the user's class takes
+
+
+class Section(Struct, kw_only=True, forbid_unknown_fields=True, tag_field="name"):
+    """A part of the configuration; a group's choices are told apart by their key ``name``."""
+
+
+class Custom(Section, tag="custom"):
+    """A class of the user's own, and the keyword arguments it is made with."""
+
+    target: Target
+    arguments: Arguments
+
+
+# -- data ---------------------------------------------------------------------------------------------------
+
+
+class Data(Section):
+    """What every source has: how its rows are split, scaled and batched."""
+
+    batch_size: Literal["full"] | AtLeastOne
+    val_fraction: ProperShare
+    test_fraction: ProperShare
+    standardize: bool
+
+    def __post_init__(self) -> None:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction + test_fraction = {self.val_fraction + self.test_fraction:g} leaves no row to train on"
+            )
+
+
+class ToyData(Data, tag="toy"):
+    pass
+
+
+class IrisData(Data, tag="iris"):
+    pass
+
+
+class WineData(Data, tag="wine"):
+    pass
+
+
+class DigitsData(Data, tag="digits"):
+    pass
+
+
+class BreastCancerData(Data, tag="breast_cancer"):
+    pass
+
+
+class CustomData(Data, tag="custom"):
+    target: Target
+    arguments: Arguments
+
+
+BundledData = IrisData | WineData | DigitsData | BreastCancerData
+AnyData = ToyData | BundledData | CustomData
+
+
+# -- model --------------------------------------------------------------------------------------------------
+
+Bias = Literal["per_class", "shared", "none"]
+Init = Literal["default", "zeros", "notebook"]
+
+
+class Model(Struct, kw_only=True, forbid_unknown_fields=True):
+    bias: Bias
+    init: Init
+    l2: NonNegative
+
+
+# -- loss ---------------------------------------------------------------------------------------------------
+
+
+class AutoLoss(Section, tag="auto"):
+    pass
+
+
+class OneHotLoss(Section, tag="one_hot"):
+    pass
+
+
+class NllLoss(Section, tag="nll"):
+    pass
+
+
+class CrossEntropyLoss(Section, tag="cross_entropy"):
+    label_smoothing: Share
+
+
+class BinaryLoss(Section, tag="binary"):
+    pos_weight: Positive | None
+
+
+AnyLoss = AutoLoss | OneHotLoss | NllLoss | CrossEntropyLoss | BinaryLoss | Custom
+
+
+# -- optimiser and scheduler --------------------------------------------------------------------------------
+
+
+class Sgd(Section, tag="sgd"):
+    lr: Positive
+    momentum: NonNegative
+    dampening: NonNegative
+    nesterov: bool
+    weight_decay: NonNegative
+
+    def __post_init__(self) -> None:
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError("nesterov=true needs momentum above 0 and dampening=0")
+
+
+class Adam(Section, tag="adam"):
+    lr: Positive
+    betas: tuple[ProperShare, ProperShare]
+    eps: NonNegative
+    amsgrad: bool
+    weight_decay: NonNegative
+
+
+class AdamW(Adam, tag="adamw"):
+    pass
+
+
+class Lbfgs(Section, tag="lbfgs"):
+    lr: Positive
+    max_iter: AtLeastOne
+    max_eval: AtLeastOne | None
+    tolerance_grad: NonNegative
+    tolerance_change: NonNegative
+    history_size: AtLeastOne
+    line_search_fn: Literal["strong_wolfe"] | None
+
+
+AnyOptimizer = Sgd | Adam | AdamW | Lbfgs | Custom
+
+
+class NoScheduler(Section, tag="none"):
+    pass
+
+
+class CosineScheduler(Section, tag="cosine"):
+    steps: AtLeastOne | None
+    eta_min: NonNegative
+
+
+class StepScheduler(Section, tag="step"):
+    step_size: AtLeastOne
+    gamma: Positive
+
+
+AnyScheduler = NoScheduler | CosineScheduler | StepScheduler | Custom
+
+
+# -- accelerator --------------------------------------------------------------------------------------------
+
+Precision = Literal["32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
+
+
+class Accelerator(Section):
+    devices: One
+    num_nodes: One
+    precision: Precision
+    threads: Literal["auto"] | AtLeastOne
+
+
+class AutoAccelerator(Accelerator, tag="auto"):
+    pass
+
+
+class CpuAccelerator(Accelerator, tag="cpu"):
+    pass
+
+
+class GpuAccelerator(Accelerator, tag="gpu"):
+    pass
+
+
+class MpsAccelerator(Accelerator, tag="mps"):
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
+
+
+class CustomAccelerator(Accelerator, tag="custom"):
+    target: Target
+    arguments: Arguments
+
+
+AnyAccelerator = AutoAccelerator | CpuAccelerator | GpuAccelerator | MpsAccelerator | CustomAccelerator
+
+
+# -- trainer ------------------------------------------------------------------------------------------------
+
+#: Lightning's Trainer arguments that have a place elsewhere, and where.
+TRAINER_ELSEWHERE = {
+    "accelerator": "accelerator=<name>",
+    "strategy": "accelerator=<name>",
+    "devices": "accelerator.devices",
+    "num_nodes": "accelerator.num_nodes",
+    "precision": "accelerator.precision",
+    "logger": "logger=<name>",
+    "callbacks": "callbacks.*",
+    "plugins": "accelerator=<name>",
+    "default_root_dir": "hydra.run.dir",
+}
+
+
+class Trainer(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Lightning's ``Trainer`` arguments, but for those of `TRAINER_ELSEWHERE`."""
+
+    max_steps: Limit
+    max_epochs: Limit | None
+    min_steps: Count | None
+    min_epochs: Count | None
+    max_time: Duration | None
+    log_every_n_steps: AtLeastOne
+    val_check_interval: AtLeastOne | Share
+    check_val_every_n_epoch: AtLeastOne | None
+    num_sanity_val_steps: Limit
+    accumulate_grad_batches: AtLeastOne
+    gradient_clip_val: NonNegative | None
+    gradient_clip_algorithm: Literal["norm", "value"] | None
+    limit_train_batches: CountOrShare | None
+    limit_val_batches: CountOrShare | None
+    limit_test_batches: CountOrShare | None
+    limit_predict_batches: CountOrShare | None
+    overfit_batches: CountOrShare
+    fast_dev_run: bool | Count
+    enable_checkpointing: bool
+    enable_progress_bar: bool
+    enable_model_summary: bool
+    profiler: Literal["simple", "advanced", "pytorch"] | None
+    detect_anomaly: bool
+    deterministic: bool | Literal["warn"] | None
+    benchmark: bool | None
+    inference_mode: bool
+    use_distributed_sampler: bool
+    sync_batchnorm: bool
+    reload_dataloaders_every_n_epochs: Count
+    barebones: bool
+    enable_autolog_hparams: bool
+    model_registry: Text | None
+
+    def __post_init__(self) -> None:
+        if self.max_steps == -1 and self.max_epochs in (None, -1) and self.max_time is None:
+            raise ValueError("the run has no end; set max_steps, max_epochs or max_time")
+
+
+# -- what watches a run -------------------------------------------------------------------------------------
+
+
+class TensorBoardLogger(Section, tag="tensorboard"):
+    flush_seconds: NonNegative
+
+
+class NoLogger(Section, tag="none"):
+    pass
+
+
+AnyLogger = TensorBoardLogger | NoLogger
+
+
+class Checkpoint(Struct, kw_only=True, forbid_unknown_fields=True):
+    every_minutes: Positive | None
+    every_n_steps: AtLeastOne | None
+
+
+class EarlyStopping(Struct, kw_only=True, forbid_unknown_fields=True):
+    patience: AtLeastOne | None
+    min_delta: NonNegative
+
+
+class Callbacks(Struct, kw_only=True, forbid_unknown_fields=True):
+    checkpoint: Checkpoint
+    early_stopping: EarlyStopping
+
+
+class TrainConfig(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration of ``crossent-train``."""
+
+    seed: Seed
+    resume: Text | None
+    config: Text | None
+    data: AnyData
+    model: Model
+    loss: AnyLoss
+    optimizer: AnyOptimizer
+    scheduler: AnyScheduler
+    accelerator: AnyAccelerator
+    trainer: Trainer
+    logger: AnyLogger
+    callbacks: Callbacks
+
+
+#: The groups of ``conf/`` whose choices are told apart by their key ``name``.
+NAMED_GROUPS = ("data", "loss", "optimizer", "scheduler", "accelerator", "logger")

@@ -1,0 +1,160 @@
+"""The LightningDataModule: a source's rows, split, standardised and served in batches."""
+
+import lightning.pytorch as lightning
+import torch
+
+from crossent import config
+from crossent.custom import make
+from crossent.data.bundled import Bundled
+from crossent.data.loader import BatchLoader
+from crossent.data.split import Split, stratified
+from crossent.data.table import DataFacts, Source, Standardization, Table
+from crossent.data.toy import Toy
+from crossent.errors import UserError
+
+_EVALUATION_ROWS = 65_536  # bounds the memory of the logits; larger batches are no faster
+
+
+class DataModule(lightning.LightningDataModule):
+    """Splits a source's rows, standardises them by the training rows, and serves them.
+
+    Args:
+        source: where the rows come from.
+        batch_size: rows a training step, or None for all of them.
+        val_fraction: rows for validation, as a fraction of all.
+        test_fraction: likewise for testing.
+        standardize: whether features are brought to mean 0 and standard deviation 1 of the training rows.
+        shuffle: whether every epoch has its own order.
+        seed: of split and order.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int | None = None,
+        val_fraction: float = 0.0,
+        test_fraction: float = 0.0,
+        standardize: bool = False,
+        shuffle: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._source = source
+        self._batch_size = batch_size
+        self._fractions = (val_fraction, test_fraction)
+        self._standardize = standardize
+        self._shuffle = shuffle
+        self._seed = seed
+        self._tables: dict[str, Table] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads, splits and standardises the rows; once, however often it is called.
+
+        Raises:
+            UserError: rows that cannot be trained on.
+        """
+        if self._tables:
+            return
+        table = _checked(self._source.load())
+        val, test = self._fractions
+        split = stratified(table.targets, table.classes, val, test, self._seed)
+        train = table.take(split.train)
+        columns = len(table.columns)
+        standardization = Standardization.of(train.features) if self._standardize else Standardization.identity(columns)
+        if self._standardize:
+            table = Table(standardization(table.features), table.targets, table.classes, table.columns)
+        counts = torch.bincount(train.targets, minlength=len(table.classes)).tolist()
+        self._facts = DataFacts(table.classes, table.columns, tuple(counts), standardization)
+        self._tables = {name: table.take(rows) for name, rows in zip(Split._fields, split, strict=True)}
+
+    @property
+    def facts(self) -> DataFacts:
+        """What a model has to know of the data; after `setup`."""
+        return self._facts
+
+    def rows(self, split: str) -> int:
+        """Rows of ``train``, ``val`` or ``test``; after `setup`."""
+        return len(self._tables[split])
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a full training batch; after `setup`."""
+        return min(self._batch_size or self.rows("train"), self.rows("train"))
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled batches of the training rows."""
+        return BatchLoader(self._tables["train"], self.batch_rows, shuffle=self._shuffle, seed=self._seed)
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """The validation rows in order; nothing where there is no such split."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """The test rows in order; nothing where there is no such split."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> BatchLoader | list[BatchLoader]:
+        table = self._tables[split]
+        return BatchLoader(table, _EVALUATION_ROWS, shuffle=False, seed=0) if len(table) else []
+
+
+def build(chosen: config.AnyData, *, seed: int, shuffle: bool = True) -> DataModule:
+    """Makes the data module for the section ``data`` of the configuration.
+
+    Raises:
+        UserError: a class of the user's own that cannot be made.
+    """
+    return DataModule(
+        _source(chosen),
+        batch_size=None if chosen.batch_size == "full" else chosen.batch_size,
+        val_fraction=chosen.val_fraction,
+        test_fraction=chosen.test_fraction,
+        standardize=chosen.standardize,
+        shuffle=shuffle,
+        seed=seed,
+    )
+
+
+def _source(chosen: config.AnyData) -> Source:
+    match chosen:
+        case config.ToyData():
+            return Toy()
+        case config.IrisData():
+            return Bundled("iris")
+        case config.WineData():
+            return Bundled("wine")
+        case config.DigitsData():
+            return Bundled("digits")
+        case config.BreastCancerData():
+            return Bundled("breast_cancer")
+        case config.CustomData():
+            return make("data", chosen.target, chosen.arguments, Source)
+
+
+def _checked(table: Table) -> Table:
+    """Refuses rows of a source of the user's own that cannot be trained on; ours are right."""
+    if not isinstance(table, Table):
+        raise UserError(f"data: load() has to return a crossent.data.Table, not a {type(table).__name__}")
+    features, targets = table.features, table.targets
+    if features.ndim != 2 or targets.shape != features.shape[:1]:
+        raise UserError(
+            f"data: features have the shape {tuple(features.shape)} and targets {tuple(targets.shape)}; "
+            "expected (rows, columns) and (rows,)"
+        )
+    if len(table.columns) != features.shape[1]:
+        raise UserError(f"data: {features.shape[1]} columns, but {len(table.columns)} names for them")
+    if len(table) == 0:
+        raise UserError("data: there are no rows")
+    if len(table.classes) < 2:
+        raise UserError(f"data: {len(table.classes)} class; telling apart needs 2 or more")
+    outside = torch.nonzero((targets < 0) | (targets >= len(table.classes)))
+    if len(outside):
+        row = int(outside[0])
+        raise UserError(f"data: row {row}: target {int(targets[row])}, expected 0 to {len(table.classes) - 1}")
+    broken = torch.nonzero(~torch.isfinite(features))
+    if len(broken):
+        row, column = (int(index) for index in broken[0])
+        found = float(features[row, column])
+        raise UserError(f"data: row {row}, column '{table.columns[column]}': {found}, expected a finite number")
+    return table

@@ -1,0 +1,69 @@
+"""Stratified splits: every class is shared out in the same proportion."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossent.errors import UserError
+
+
+class Split(NamedTuple):
+    """Row indices, (n,) each, in ascending order."""
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+
+def stratified(targets: Tensor, classes: tuple[str, ...], val: float, test: float, seed: int) -> Split:
+    """Draws the rows of val and test, class by class.
+
+    Each takes its fraction of all rows, rounded; what the classes' own fractions leave over goes to the classes that
+    rounding down cut most. Every class keeps a row to train on.
+
+    Args:
+        targets: (rows,), the class of each row.
+        classes: their names, for messages.
+        val: fraction of the rows, from 0 on.
+        test: likewise; together below 1.
+        seed: of the draw.
+
+    Raises:
+        UserError: a class of a single row, or a fraction of so few rows that it holds none.
+    """
+    if val == 0 and test == 0:
+        nothing = torch.empty(0, dtype=torch.int64)
+        return Split(torch.arange(len(targets)), nothing, nothing)
+    counts = torch.bincount(targets, minlength=len(classes))
+    for name, count in zip(classes, counts.tolist(), strict=True):
+        if count < 2:
+            raise UserError(
+                f"data: class '{name}' has {count} row{'s' * (count != 1)}, too few to split; "
+                "leave it out, or set data.val_fraction=0 and data.test_fraction=0"
+            )
+    test_counts = _share(counts, test, counts - 1, "data.test_fraction")
+    val_counts = _share(counts, val, counts - 1 - test_counts, "data.val_fraction")
+    generator = torch.Generator().manual_seed(seed)
+    parts: list[list[Tensor]] = [[], [], []]
+    for label in range(len(classes)):
+        rows = torch.nonzero(targets == label).squeeze(1)
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        sizes = [int(test_counts[label]), int(val_counts[label])]
+        in_test, in_val, in_train = rows.split([*sizes, len(rows) - sum(sizes)])
+        for part, drawn in zip(parts, (in_train, in_val, in_test), strict=True):
+            part.append(drawn)
+    return Split(*(torch.cat(part).sort().values for part in parts))
+
+
+def _share(counts: Tensor, fraction: float, available: Tensor, key: str) -> Tensor:
+    """How many rows of each class the fraction takes, (classes,)."""
+    wanted = round(int(counts.sum()) * fraction)
+    if fraction > 0 and wanted == 0:
+        raise UserError(f"{key}={fraction:g}: of {int(counts.sum())} rows that is none")
+    exact = counts * fraction
+    taken = torch.minimum(exact.floor().long(), available)
+    for label in torch.argsort(exact - taken, descending=True, stable=True):
+        if int(taken.sum()) < wanted and taken[label] < available[label]:
+            taken[label] += 1
+    return taken

@@ -1,0 +1,110 @@
+"""Where the curves go: event files for TensorBoard, and the last point of each for metrics.json."""
+
+import json
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import loggers
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class LastPoints(loggers.Logger):
+    """Keeps the last point of every curve.
+
+    Attributes:
+        points: step and value by tag.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points: dict[str, tuple[int, float]] = {}
+
+    @property
+    def name(self) -> str:
+        """Of the logger, not of a file."""
+        return "last points"
+
+    @property
+    def version(self) -> str:
+        """None has been asked for."""
+        return ""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Takes in a point of each curve."""
+        for tag, value in metrics.items():
+            self.points[tag] = (step or 0, value)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    def write(self, path: Path, *, steps: int, seconds: float) -> None:
+        """Writes metrics.json: every curve's last value under its tag, ``steps``, and ``seconds`` of fit."""
+        values = {tag: value for tag, (_, value) in sorted(self.points.items())}
+        whole = path.with_suffix(".json.tmp")
+        whole.write_text(json.dumps({**values, "steps": steps, "seconds": seconds}, indent=2) + "\n")
+        whole.replace(path)
+
+
+class TensorBoard(loggers.TensorBoardLogger):
+    """Event files in the run directory, with nothing in them but the curves.
+
+    Points are gathered and handed to the writer many at a time: its thread, woken for a single point, takes longer
+    than a small step.
+
+    Args:
+        directory: of the run.
+        flush_seconds: how long a point may wait, while others come, before it is on disk.
+        purge_step: readers forget earlier points from this step on; for a run that goes on from there.
+    """
+
+    _GATHERED = 500
+
+    def __init__(self, directory: Path, *, flush_seconds: float, purge_step: int | None) -> None:
+        super().__init__(
+            save_dir=directory,
+            name="",
+            version="",
+            default_hp_metric=False,  # Lightning would add a point hp_metric = -1
+            purge_step=purge_step,
+        )
+        self._flush_seconds = flush_seconds
+        self._points: list[tuple[str, float, int | None, float]] = []
+        self._flushed_at = time.time()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Takes in a point of each curve."""
+        now = time.time()
+        self._points += [(tag, value, step, now) for tag, value in metrics.items()]
+        if now - self._flushed_at >= self._flush_seconds:
+            self.save()
+        elif len(self._points) >= self._GATHERED:
+            self._write_points()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Brings the points to disk; Lightning's own also writes hparams.yaml."""
+        self._write_points()
+        self.experiment.flush()
+        self._flushed_at = time.time()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Brings the points to disk, and keeps the file open: testing goes on with it."""
+        if self._experiment is not None:
+            self.save()
+
+    @rank_zero_only
+    def close(self) -> None:
+        """Ends the event file."""
+        self.save()
+        self.experiment.close()
+        self._experiment = None
+
+    def _write_points(self) -> None:
+        for tag, value, step, at in self._points:
+            self.experiment.add_scalar(tag, value, step, walltime=at)
+        self._points.clear()

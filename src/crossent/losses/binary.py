@@ -1,0 +1,41 @@
+"""The notebook's rule for two classes: one logit, a sigmoid and binary cross entropy."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossent.errors import UserError
+from crossent.losses.base import LogitLoss
+
+
+class Binary(LogitLoss):
+    """softplus(d) − target · d, where d is the only output: the logit of class 1 over class 0.
+
+    With one output an L2 penalty has the optimum of logistic regression; with two it would have another.
+
+    Args:
+        pos_weight: the costs of class 1's rows are multiplied by this; None: they count as they are.
+    """
+
+    pos_weight: Tensor | None
+
+    def __init__(self, pos_weight: float | None = None) -> None:
+        super().__init__()
+        self.register_buffer("pos_weight", None if pos_weight is None else torch.tensor(pos_weight), persistent=False)
+
+    def outputs(self, classes: int) -> int:
+        """One, for two classes.
+
+        Raises:
+            UserError: there are not two classes.
+        """
+        if classes != 2:
+            raise UserError(f"loss=binary: made for 2 classes, the data has {classes}; use loss=cross_entropy")
+        return 1
+
+    def cost(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The cost of each row, (rows,), from one logit a row, (rows, 1)."""
+        difference = logits.squeeze(1)
+        return F.binary_cross_entropy_with_logits(
+            difference, targets.to(difference.dtype), pos_weight=self.pos_weight, reduction="none"
+        )

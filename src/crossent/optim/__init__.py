@@ -1,0 +1,84 @@
+"""Optimisers and learning-rate schedules, by the names that the configuration takes."""
+
+from collections.abc import Callable, Iterable
+
+from torch.nn import Parameter
+from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
+
+from crossent import config
+from crossent.custom import make
+from crossent.errors import UserError
+
+__all__ = ["OptimizerFactory", "SchedulerFactory", "build_optimizer", "build_scheduler"]
+
+#: Makes an optimiser of parameters.
+OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
+#: Makes a schedule of an optimiser and the number of steps that the run will take.
+SchedulerFactory = Callable[[Optimizer, int | float], LRScheduler | None]
+
+
+def build_optimizer(chosen: config.AnyOptimizer, parameters: Iterable[Parameter]) -> Optimizer:
+    """Makes the optimiser for the section ``optimizer`` of the configuration.
+
+    Raises:
+        UserError: a class of the user's own that cannot be made.
+    """
+    match chosen:
+        case config.Sgd():
+            return SGD(
+                parameters,
+                lr=chosen.lr,
+                momentum=chosen.momentum,
+                dampening=chosen.dampening,
+                nesterov=chosen.nesterov,
+                weight_decay=chosen.weight_decay,
+            )
+        case config.Adam():  # AdamW's section has the same keys
+            kind = AdamW if isinstance(chosen, config.AdamW) else Adam
+            return kind(
+                parameters,
+                lr=chosen.lr,
+                betas=chosen.betas,
+                eps=chosen.eps,
+                amsgrad=chosen.amsgrad,
+                weight_decay=chosen.weight_decay,
+            )
+        case config.Lbfgs():
+            return LBFGS(
+                parameters,
+                lr=chosen.lr,
+                max_iter=chosen.max_iter,
+                max_eval=chosen.max_eval,
+                tolerance_grad=chosen.tolerance_grad,
+                tolerance_change=chosen.tolerance_change,
+                history_size=chosen.history_size,
+                line_search_fn=chosen.line_search_fn,
+            )
+        case config.Custom():
+            return make("optimizer", chosen.target, chosen.arguments, Optimizer, parameters)
+
+
+def build_scheduler(chosen: config.AnyScheduler, optimizer: Optimizer, steps: int | float) -> LRScheduler | None:
+    """Makes the schedule for the section ``scheduler``, to be stepped after every optimiser step; None for none.
+
+    Args:
+        chosen: the section.
+        optimizer: whose learning rate it sets.
+        steps: optimiser steps of the whole run, infinite where nobody knows.
+
+    Raises:
+        UserError: a schedule over the whole run, of which nobody knows the length.
+    """
+    match chosen:
+        case config.NoScheduler():
+            return None
+        case config.CosineScheduler():
+            length = chosen.steps or steps
+            if length == float("inf"):
+                raise UserError("scheduler.steps=null: the run's length is not known; give the number of steps")
+            return CosineAnnealingLR(optimizer, T_max=int(length), eta_min=chosen.eta_min)
+        case config.StepScheduler():
+            return StepLR(optimizer, step_size=chosen.step_size, gamma=chosen.gamma)
+        case config.Custom():
+            return make("scheduler", chosen.target, chosen.arguments, LRScheduler, optimizer)

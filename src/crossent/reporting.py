@@ -1,0 +1,90 @@
+"""What the console says of a run: before, after, and what it leaves out."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as lightning
+
+from crossent import config, runs
+from crossent.classifier import SoftmaxClassifier
+from crossent.data import DataModule
+from crossent.loggers import LastPoints
+
+log = logging.getLogger(__name__)
+
+# What Lightning says in every run and nobody can do anything about.
+_SAID_IN_EVERY_RUN = (
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "💡 Tip",
+    "`Trainer.fit` stopped",
+    "Restor",
+    "Loaded model weights",
+)
+
+
+def quieten() -> None:
+    """Leaves out Lightning's advertisement, its doubled lines, and warnings that have no remedy."""
+    logging.getLogger("lightning").handlers.clear()  # it prints what the root logger prints as well
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_is_news)
+    # The curves are written by the steps themselves, whatever the length of an epoch.
+    warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
+    # Our loader has no workers: its batches are slices of what is in memory.
+    warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
+    # A run that goes on finds its own checkpoints.
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    # Lightning's copy of a function of PyTorch's (lightning/pytorch/utilities/_pytree.py).
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().lstrip().startswith(_SAID_IN_EVERY_RUN)
+
+
+def print_header(
+    chosen: config.TrainConfig,
+    module: DataModule,
+    classifier: SoftmaxClassifier,
+    loop: lightning.Trainer,
+    directory: Path,
+) -> None:
+    """Says what is about to run."""
+    facts = module.facts
+    rows = " + ".join(f"{module.rows(split)} {split}" for split in ("train", "val", "test") if module.rows(split))
+    loss = _name(chosen.loss)
+    if isinstance(chosen.loss, config.AutoLoss | config.Custom):
+        loss += f" ({type(classifier.loss).__name__})"
+    lr = getattr(chosen.optimizer, "lr", None)
+    rate = "" if lr is None else f", lr {lr:g}"
+    batch = "all rows" if module.batch_rows == module.rows("train") else f"{module.batch_rows} rows"
+    columns, classes = len(facts.columns), len(facts.classes)
+    log.info("data       %s: %s rows, %d features, %d classes", _name(chosen.data), rows, columns, classes)
+    log.info("loss       %s", loss)
+    log.info("optimizer  %s%s, %s a step", _name(chosen.optimizer), rate, batch)
+    log.info("device     %s, %s", loop.strategy.root_device, loop.precision)
+    log.info("run        %s\n", runs.shown(directory))
+
+
+def print_resume(checkpoint: Path | None, start: int) -> None:
+    """Says where a run goes on."""
+    if checkpoint is None:
+        log.info("no checkpoint yet: starting at step 0\n")
+    else:
+        log.info("going on from step %d, %s\n", start, runs.shown(checkpoint))
+
+
+def print_results(chosen: config.TrainConfig, last: LastPoints, directory: Path, *, steps: int, seconds: float) -> None:
+    """Says how the run ended, and how to look at its curves."""
+    log.info("\ntrained to step %d in %.2f s", steps, seconds)
+    for tag, (step, value) in sorted(last.points.items()):
+        log.info("%-14s %10.6f  at step %d", tag, value, step)
+    if isinstance(chosen.logger, config.TensorBoardLogger) and last.points:
+        logs = runs.LATEST.parent.absolute()
+        log.info("\ncurves: tensorboard --logdir %s", runs.shown(logs if logs in directory.parents else directory))
+
+
+def _name(section: config.Section) -> str:
+    return str(type(section).__struct_config__.tag)

@@ -1,0 +1,121 @@
+"""Run directories: their names, what they hold, and how a run is found again. Imports no torch."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from crossent.errors import UserError
+
+CONFIG = "config.yaml"
+METRICS = "metrics.json"
+CHECKPOINTS = "checkpoints"
+LAST_CHECKPOINT = "last.ckpt"
+BEST_CHECKPOINT = "best.ckpt"
+LATEST = Path("logs/latest")
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run directory, and the checkpoint in it that was asked for, if one was."""
+
+    directory: Path
+    checkpoint: Path | None = None
+
+    @property
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from: the one asked for, else the last one written, else none."""
+        last = self.directory / CHECKPOINTS / LAST_CHECKPOINT
+        return self.checkpoint or (last if last.exists() else None)
+
+    def config(self, key: str) -> dict[str, Any]:
+        """The configuration that the run stored.
+
+        Raises:
+            UserError: it is missing or broken; the message begins with ``key``, which pointed here.
+        """
+        path = self.directory / CONFIG
+        try:
+            stored = yaml.safe_load(path.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{key}: {self.directory} is no run directory: it has no {CONFIG}") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{key}: {path} cannot be read: {' '.join(str(error).split())}") from None
+        if not isinstance(stored, dict):
+            raise UserError(f"{key}: {path} holds no configuration, but a {type(stored).__name__}")
+        return stored
+
+
+def short_id() -> str:
+    """Six hexadecimal digits that keep two runs of the same second apart."""
+    return secrets.token_hex(3)
+
+
+def find(reference: str, key: str) -> StoredRun:
+    """Finds the run that ``key=reference`` names: ``latest``, a run directory, its config.yaml or a checkpoint.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    key = f"{key}={reference}"
+    if reference == "latest":
+        if not LATEST.exists():
+            raise UserError(f"{key}: there is no run yet: {LATEST} is missing")
+        return StoredRun(LATEST.resolve())
+    path = Path(reference)
+    if not path.exists():
+        raise UserError(f"{key}: no such file or directory; give latest, a run directory or a file in one")
+    path = path.resolve()
+    if path.is_dir():
+        return StoredRun(path)
+    if path.name == CONFIG:
+        return StoredRun(path.parent)
+    if path.suffix == ".ckpt" and path.parent.name == CHECKPOINTS:
+        return StoredRun(path.parent.parent, path)
+    raise UserError(f"{key}: neither a run directory, nor a run's {CONFIG}, nor a checkpoint in a run directory")
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def claim(directory: Path, config: Mapping[str, Any]) -> None:
+    """Makes the directory this run's own by writing its config.yaml, which no second run can do.
+
+    Raises:
+        UserError: another run has it.
+    """
+    try:
+        with (directory / CONFIG).open("x") as file:
+            yaml.safe_dump(dict(config), file, sort_keys=False)
+    except FileExistsError:
+        raise UserError(taken(directory)) from None
+
+
+def taken(directory: Path) -> str:
+    """The complaint that a directory has a run already."""
+    return f"hydra.run.dir={directory}: it holds a run; go on with it (resume={directory}) or choose another directory"
+
+
+def point_latest(directory: Path) -> None:
+    """Lets ``logs/latest`` point at the run, replacing the link in one step."""
+    LATEST.parent.mkdir(parents=True, exist_ok=True)
+    link = LATEST.with_name(f".latest-{short_id()}")
+    link.symlink_to(os.path.relpath(directory, LATEST.parent.resolve()))
+    link.replace(LATEST)
+
+
+def discard(directory: Path) -> None:
+    """Takes away the directory of a run that never began; files that are not the run's stay."""
+    for path in [*(directory / ".hydra").glob("*.yaml"), directory / CONFIG, *directory.glob("*.log")]:
+        path.unlink(missing_ok=True)
+    for folder in (directory / ".hydra", directory, directory.parent):  # the last: the day's, if now empty
+        try:
+            folder.rmdir()
+        except OSError:
+            return

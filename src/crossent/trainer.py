@@ -1,0 +1,149 @@
+"""Lightning's Trainer, as the configuration asks for it."""
+
+import contextlib
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import msgspec
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import Strategy
+from typing_extensions import override
+
+from crossent import config, runs
+from crossent.callbacks.checkpoints import LastCheckpoint
+from crossent.callbacks.progress import Console
+from crossent.custom import make
+from crossent.errors import UserError
+from crossent.loggers import LastPoints, TensorBoard
+
+# What Lightning's benchmark mode forbids to be set; it switches all of it off.
+_NOT_IN_BAREBONES = (
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "enable_model_summary",
+)
+_MONITORED = "val/cost"
+
+
+class _Unprofiled(PassThroughProfiler):
+    """Measures nothing, like Lightning's own, without making a generator for each of the forty calls a step."""
+
+    _nothing = contextlib.nullcontext("")
+
+    @override
+    def profile(self, action_name: str) -> AbstractContextManager[str]:  # type: ignore[override]  # as one uses it
+        return self._nothing
+
+
+def build(
+    chosen: config.TrainConfig, directory: Path, last: LastPoints, *, validates: bool, resumed_step: int | None
+) -> lightning.Trainer:
+    """Makes the Trainer.
+
+    Args:
+        chosen: the configuration.
+        directory: of the run.
+        last: takes in the curves' last points.
+        validates: whether there is a val split.
+        resumed_step: the step that the run goes on from, or None for a new run.
+
+    Raises:
+        UserError: arguments that Lightning refuses, or an accelerator that this machine does not have.
+    """
+    arguments = msgspec.to_builtins(chosen.trainer)
+    if chosen.trainer.barebones:
+        arguments |= dict.fromkeys(_NOT_IN_BAREBONES)
+    else:
+        arguments["profiler"] = chosen.trainer.profiler or _Unprofiled()
+        arguments["enable_progress_bar"] = False  # ours is one for the whole run
+        arguments["logger"] = _loggers(chosen, directory, last, resumed_step)
+        arguments["callbacks"] = _callbacks(chosen, directory, last, validates=validates)
+    if not validates:
+        arguments["limit_val_batches"] = 0
+    try:
+        return lightning.Trainer(
+            **arguments,
+            **_hardware(chosen.accelerator),
+            devices=chosen.accelerator.devices,
+            num_nodes=chosen.accelerator.num_nodes,
+            precision=chosen.accelerator.precision,
+            default_root_dir=directory,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _loggers(chosen: config.TrainConfig, directory: Path, last: LastPoints, resumed_step: int | None) -> list[Logger]:
+    match chosen.logger:
+        case config.NoLogger():
+            return [last]
+        case config.TensorBoardLogger(flush_seconds=seconds):
+            return [last, TensorBoard(directory, flush_seconds=seconds, purge_step=resumed_step)]
+
+
+def _callbacks(
+    chosen: config.TrainConfig, directory: Path, last: LastPoints, *, validates: bool
+) -> list[lightning.Callback]:
+    callbacks: list[lightning.Callback] = [Console(last, bar=chosen.trainer.enable_progress_bar)]
+    stopping = chosen.callbacks.early_stopping
+    if validates and stopping.patience is not None:
+        callbacks.append(
+            EarlyStopping(_MONITORED, patience=stopping.patience, min_delta=stopping.min_delta, check_finite=False)
+        )
+    if not chosen.trainer.enable_checkpointing:
+        return callbacks
+    folder = directory / runs.CHECKPOINTS
+    if validates:
+        best = ModelCheckpoint(
+            folder,
+            filename=Path(runs.BEST_CHECKPOINT).stem,
+            monitor=_MONITORED,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+        callbacks.append(best)
+    saving = chosen.callbacks.checkpoint
+    # After `best`, so that the last checkpoint knows of the best one.
+    callbacks.append(
+        LastCheckpoint(
+            folder / runs.LAST_CHECKPOINT, every_minutes=saving.every_minutes, every_n_steps=saving.every_n_steps
+        )
+    )
+    return callbacks
+
+
+def _hardware(chosen: config.AnyAccelerator) -> dict[str, Any]:
+    """Trainer's arguments ``accelerator`` and, for a class of the user's own, ``strategy``."""
+    match chosen:
+        case config.CustomAccelerator():
+            match make("accelerator", chosen.target, chosen.arguments, object):
+                case Strategy() as strategy:
+                    return {"strategy": strategy}
+                case Accelerator() as accelerator:
+                    return {"accelerator": accelerator}
+                case other:
+                    raise UserError(
+                        f"accelerator._target_={chosen.target}: has to be a Lightning Accelerator or Strategy, "
+                        f"not a {type(other).__name__}"
+                    )
+        case config.GpuAccelerator() if not torch.cuda.is_available():
+            raise UserError("accelerator=gpu: this machine shows no GPU; accelerator=auto takes what there is")
+        case config.MpsAccelerator() if not torch.backends.mps.is_available():
+            raise UserError("accelerator=mps: this machine has no Apple GPU; accelerator=auto takes what there is")
+        case config.GpuAccelerator():
+            return {"accelerator": "cuda"}
+        case config.MpsAccelerator():
+            return {"accelerator": "mps"}
+        case config.CpuAccelerator():
+            return {"accelerator": "cpu"}
+        case config.AutoAccelerator():
+            return {"accelerator": "auto"}
