@@ -1,6 +1,6 @@
 """The LightningModule: a softmax classifier and how one step of its training goes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -75,22 +75,24 @@ class SoftmaxClassifier(lightning.LightningModule):
         self._step.add(totals, penalty)
         return totals.mean if penalty is None else totals.mean + penalty
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Records the cost of a step once the step has been taken: s is the number of updates before it."""
-        taken = self.trainer.global_step
-        if taken == self._step.number:  # gradients are still being accumulated
-            self._step.next_batch()
-            return
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Takes the step and records its cost, ahead of any callback that may write a checkpoint of it."""
+        taken: int = self.trainer.global_step
+        assert optimizer_closure is not None
+        self._step.evaluate = optimizer_closure
+        super().optimizer_step(epoch, batch_idx, optimizer, self._step)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
-        if self._step.number % every == 0:
-            self._write("train", self._step.number, self._step.metrics())
-        self._step.begin(taken)
-        if taken >= self.trainer.max_steps > 0:
+        if every and taken % every == 0:  # 0 in Lightning's barebones mode
+            self._write("train", taken, self._step.metrics())
+        self._step.clear()
+        if taken + 1 >= self.trainer.max_steps > 0:
             self.trainer.should_stop = True  # has Lightning validate the final weights, whatever the interval
 
     def on_train_start(self) -> None:
-        """Begins with the step that comes next, also after a resume."""
-        self._step.begin(self.trainer.global_step)
+        """From here on the trainer counts the updates."""
+        self._loaded_steps = None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
@@ -103,7 +105,8 @@ class SoftmaxClassifier(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Records the validation metrics, and tells them to the callbacks that watch them."""
         metrics = self._evaluated("val")
-        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, logger=False)
+        if not self.trainer.barebones:
+            self.log_dict({f"val/{name}": value for name, value in metrics.items()}, logger=False)
 
     def on_test_epoch_end(self) -> None:
         """Records the test metrics."""
@@ -153,34 +156,29 @@ class SoftmaxClassifier(lightning.LightningModule):
 
 
 class _OpenStep:
-    """The optimiser step under way: its number, and the cost of its batches so far.
+    """The optimiser step under way: how it is evaluated, and the cost of its batches before the update.
 
-    An optimiser that evaluates several times a step (LBFGS) calls ``add`` several times a batch: the first counts,
-    since it is the one before the update.
+    Called as the optimiser's closure. An optimiser may evaluate several times a step (LBFGS does, at other weights
+    each time): only the first counts, since it is the one before the update. Batches whose gradients were accumulated
+    for the step count as well.
     """
 
     def __init__(self) -> None:
-        self.number = 0
+        self.evaluate: Callable[[], Any] = lambda: None
         self._open = True
         self._totals: list[Totals] = []
         self._penalty: Tensor | None = None
 
-    def begin(self, number: int) -> None:
-        """Starts a step."""
-        self.number = number
-        self._totals.clear()
-        self._open = True
-
-    def next_batch(self) -> None:
-        """Goes on to another batch of the same step."""
-        self._open = True
+    def __call__(self) -> Any:
+        result = self.evaluate()
+        self._open = False
+        return result
 
     def add(self, totals: Totals, penalty: Tensor | None) -> None:
-        """Takes in the costs of a batch, unless it has been taken in."""
+        """Takes in the cost of a batch."""
         if self._open:
             self._totals.append(totals)
             self._penalty = penalty
-            self._open = False
 
     def metrics(self) -> dict[str, float]:
         """The mean cost a row of all batches of the step, and the penalty where there is one."""
@@ -189,3 +187,8 @@ class _OpenStep:
         if self._penalty is not None:
             metrics["penalty"] = float(self._penalty.detach())
         return metrics
+
+    def clear(self) -> None:
+        """Makes ready for the next step."""
+        self._totals.clear()
+        self._open = True

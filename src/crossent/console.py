@@ -1,7 +1,9 @@
 """Where lines for the reader go."""
 
 import logging
+import os
 import sys
+from pathlib import Path
 from typing import TextIO
 
 
@@ -18,3 +20,11 @@ class StdoutHandler(logging.StreamHandler[TextIO]):
     @property
     def stream(self) -> TextIO:  # type: ignore[override]  # the base class sets it once
         return sys.stdout
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the standard library's name
+        """Goes on in silence where the reader has left (``crossent-train | head``); train.log has every line."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            nowhere = Path(os.devnull).open("w")  # noqa: SIM115  # to the end of the process
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        else:
+            super().handleError(record)

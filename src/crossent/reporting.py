@@ -22,18 +22,24 @@ _SAID_IN_EVERY_RUN = (
     "`Trainer.fit` stopped",
     "Restor",
     "Loaded model weights",
+    "Loading `train_dataloader` to estimate",
 )
 
 
 def quieten() -> None:
     """Leaves out Lightning's advertisement, its doubled lines, and warnings that have no remedy."""
-    logging.getLogger("lightning").handlers.clear()  # it prints what the root logger prints as well
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()  # what the root logger prints would be printed twice
+        logger.propagate = True
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_is_news)
     # The curves are written by the steps themselves, whatever the length of an epoch.
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
     # Our loader has no workers: its batches are slices of what is in memory.
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
+    # No such split is an empty list of loaders, which Lightning asks for; it looks again under overfit_batches.
+    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
     # A run that goes on finds its own checkpoints.
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     # Lightning's copy of a function of PyTorch's (lightning/pytorch/utilities/_pytree.py).

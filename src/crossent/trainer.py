@@ -45,7 +45,7 @@ class _Unprofiled(PassThroughProfiler):
 
 
 def build(
-    chosen: config.TrainConfig, directory: Path, last: LastPoints, *, validates: bool, resumed_step: int | None
+    chosen: config.TrainConfig, directory: Path, last: LastPoints, *, validates: bool, start: int | None
 ) -> lightning.Trainer:
     """Makes the Trainer.
 
@@ -54,7 +54,7 @@ def build(
         directory: of the run.
         last: takes in the curves' last points.
         validates: whether there is a val split.
-        resumed_step: the step that the run goes on from, or None for a new run.
+        start: the step that the run goes on from, or None for a new run.
 
     Raises:
         UserError: arguments that Lightning refuses, or an accelerator that this machine does not have.
@@ -65,7 +65,8 @@ def build(
     else:
         arguments["profiler"] = chosen.trainer.profiler or _Unprofiled()
         arguments["enable_progress_bar"] = False  # ours is one for the whole run
-        arguments["logger"] = _loggers(chosen, directory, last, resumed_step)
+        arguments["logger"] = _loggers(chosen, directory, last, start)
+        arguments["enable_checkpointing"] = chosen.trainer.enable_checkpointing and not chosen.trainer.fast_dev_run
         arguments["callbacks"] = _callbacks(chosen, directory, last, validates=validates)
     if not validates:
         arguments["limit_val_batches"] = 0
@@ -82,24 +83,24 @@ def build(
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def _loggers(chosen: config.TrainConfig, directory: Path, last: LastPoints, resumed_step: int | None) -> list[Logger]:
+def _loggers(chosen: config.TrainConfig, directory: Path, last: LastPoints, start: int | None) -> list[Logger]:
     match chosen.logger:
         case config.NoLogger():
             return [last]
         case config.TensorBoardLogger(flush_seconds=seconds):
-            return [last, TensorBoard(directory, flush_seconds=seconds, purge_step=resumed_step)]
+            return [last, TensorBoard(directory, flush_seconds=seconds, purge_step=start)]
 
 
 def _callbacks(
     chosen: config.TrainConfig, directory: Path, last: LastPoints, *, validates: bool
 ) -> list[lightning.Callback]:
-    callbacks: list[lightning.Callback] = [Console(last, bar=chosen.trainer.enable_progress_bar)]
+    callbacks: list[lightning.Callback] = [Console(last, validates=validates, bar=chosen.trainer.enable_progress_bar)]
     stopping = chosen.callbacks.early_stopping
     if validates and stopping.patience is not None:
         callbacks.append(
             EarlyStopping(_MONITORED, patience=stopping.patience, min_delta=stopping.min_delta, check_finite=False)
         )
-    if not chosen.trainer.enable_checkpointing:
+    if not chosen.trainer.enable_checkpointing or chosen.trainer.fast_dev_run:
         return callbacks
     folder = directory / runs.CHECKPOINTS
     if validates:
@@ -115,7 +116,7 @@ def _callbacks(
     # After `best`, so that the last checkpoint knows of the best one.
     callbacks.append(
         LastCheckpoint(
-            folder / runs.LAST_CHECKPOINT, every_minutes=saving.every_minutes, every_n_steps=saving.every_n_steps
+            folder / runs.LAST_CHECKPOINT, last, every_minutes=saving.every_minutes, every_n_steps=saving.every_n_steps
         )
     )
     return callbacks

@@ -43,21 +43,24 @@ def train(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path) ->
         KeyboardInterrupt: the user interrupted; the text says how to go on.
     """
     reporting.quieten()
-    if chosen.resume is None:
+    new = chosen.resume is None
+    checkpoint = None if new else runs.find(str(chosen.resume), "resume").newest_checkpoint
+    start = 0 if checkpoint is None else _steps_of(checkpoint)
+    if checkpoint is not None and _finished(chosen, directory, start):
+        log.info("%s: already finished after %d steps; nothing to do", runs.shown(directory), start)
+        return {}
+    if new:
         runs.claim(directory, plain)
     try:
-        run = _prepare(chosen, plain, directory)
+        run = _prepare(chosen, plain, directory, checkpoint, None if new else start)
     except UserError:
-        if chosen.resume is None:
+        if new:
             runs.discard(directory)
         raise
-    if chosen.resume is not None and _finished(chosen, run):
-        log.info("%s: already finished after %d steps; nothing to do", runs.shown(directory), run.start)
-        return {}
     runs.point_latest(directory)
     reporting.print_header(chosen, run.data, run.classifier, run.trainer, directory)
-    if chosen.resume is not None:
-        reporting.print_resume(run.checkpoint, run.start)
+    if not new:
+        reporting.print_resume(checkpoint, start)
     with _threads(chosen.accelerator.threads, run.data.batch_rows * run.classifier.head.weight.numel()):
         seconds = _fit(run)
         steps = run.trainer.global_step
@@ -82,14 +85,13 @@ class _Run:
     trainer: lightning.Trainer
     last: LastPoints
     checkpoint: Path | None  # to go on from
-    start: int  # optimiser steps already taken
 
 
-def _prepare(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path) -> _Run:
+def _prepare(
+    chosen: config.TrainConfig, plain: dict[str, Any], directory: Path, checkpoint: Path | None, start: int | None
+) -> _Run:
     """Everything that can fail through a mistake of the user's, before anything is written."""
     lightning.seed_everything(chosen.seed, verbose=False)
-    checkpoint = None if chosen.resume is None else runs.find(chosen.resume, "resume").newest_checkpoint
-    start = 0 if checkpoint is None else _steps_of(checkpoint)
     module = data.build(chosen.data, seed=chosen.seed, shuffle=not chosen.trainer.overfit_batches)
     module.setup()
     classes, columns = len(module.facts.classes), len(module.facts.columns)
@@ -111,11 +113,11 @@ def _prepare(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path)
         directory,
         last,
         validates=module.rows("val") > 0,
-        resumed_step=None if checkpoint is None else start,
+        start=start,
     )
     for logger in loop.loggers:
         _ = getattr(logger, "experiment", None)  # opens the event file; its imports are no part of fit's time
-    return _Run(directory, module, classifier, loop, last, checkpoint, start)
+    return _Run(directory, module, classifier, loop, last, checkpoint)
 
 
 def _fit(run: _Run) -> float:
@@ -156,13 +158,13 @@ def _steps_of(checkpoint: Path) -> int:
         raise UserError(f"resume: {checkpoint} is no whole checkpoint: {why}") from error
 
 
-def _finished(chosen: config.TrainConfig, run: _Run) -> bool:
+def _finished(chosen: config.TrainConfig, directory: Path, start: int) -> bool:
     """Whether nothing is left to do: the run ended, and its limits have not been raised since."""
-    if run.start >= chosen.trainer.max_steps > 0:
+    if start >= chosen.trainer.max_steps > 0:
         return True
-    if not (run.directory / runs.METRICS).exists():
+    if not (directory / runs.METRICS).exists():
         return False
-    stored = runs.StoredRun(run.directory).config("resume")
+    stored = runs.StoredRun(directory).config("resume")
     limits = ("max_steps", "max_epochs", "max_time")
     return all(stored["trainer"][limit] == getattr(chosen.trainer, limit) for limit in limits)
 

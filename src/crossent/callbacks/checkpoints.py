@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
+from crossent.loggers import LastPoints
+
 Handler = Any  # what signal.signal takes and returns
 
 
@@ -26,32 +28,40 @@ class Interrupted(BaseException):
 class LastCheckpoint(Checkpoint):
     """Renews ``last.ckpt`` every so often, at the end, and when the user interrupts.
 
-    The state is taken at the end of a batch, and again after a validation that follows it. That is the only point in
-    Lightning's loop from which a run goes on in the middle of an epoch as if it had not stopped; after the loop has
-    been left, the epoch counts as finished.
+    The state is taken at the end of a batch that ended an optimiser step, and again after a validation that follows
+    it. Those are the points in Lightning's loop from which a run goes on in the middle of an epoch as if it had not
+    stopped; once the loop has been left, the epoch counts as finished.
+
+    The checkpoint also holds the states of the random number generators, which Lightning leaves out, and the last
+    points of the curves.
 
     Args:
         path: of the checkpoint.
+        last: the curves' last points.
         every_minutes: how often, by the clock; None: not by the clock.
         every_n_steps: how often, by optimiser steps; None: not by steps.
     """
 
-    def __init__(self, path: Path, *, every_minutes: float | None, every_n_steps: int | None) -> None:
+    def __init__(self, path: Path, last: LastPoints, *, every_minutes: float | None, every_n_steps: int | None) -> None:
         self._path = path
+        self._last = last
         self._seconds = None if every_minutes is None else 60 * every_minutes
         self._steps = every_n_steps
-        self._saved_at = time.monotonic()
+        self._step = 0  # the last one that was seen to end
         self._saved_step: int | None = None
+        self._saved_at = time.monotonic()
         self._interrupted = False
-        self._previous_handler: Handler = None
-        self._random_state: dict[str, Any] = {}
+        self._stopping = False
+        self._handler: Handler = None
+        self._loaded: dict[str, Any] = {}
 
     @override
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._restore_random_state()
+        self._go_on(trainer)
+        self._step = trainer.global_step
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
 
     @override
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -61,13 +71,16 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if step >= trainer.max_steps > 0 or self._interrupted or self._due(step):
+        if trainer.global_step == self._step:  # gradients are still being accumulated
+            return
+        self._step = trainer.global_step
+        self._stopping = self._interrupted
+        if self._stopping or self._step >= trainer.max_steps > 0 or self._due():
             self._save(trainer)
 
     @override
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if trainer.state.fn == "fit" and self._saved_step == trainer.global_step:
+        if trainer.state.fn == "fit" and self._saved_step == self._step:
             self._save(trainer)  # now with the validation behind it
 
     @override
@@ -76,7 +89,7 @@ class LastCheckpoint(Checkpoint):
 
     @override
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if self._saved_step != trainer.global_step:
+        if self._saved_step != self._step:
             self._save(trainer)
 
     @override
@@ -89,46 +102,45 @@ class LastCheckpoint(Checkpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The states of the random number generators, which Lightning does not save."""
+        """Random number generators and last points, as values that ``torch.load(weights_only=True)`` reads."""
         version, numbers, gauss = random.getstate()
         return {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "python": [version, list(numbers), gauss],
+            "points": {tag: list(point) for tag, point in self._last.points.items()},
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the states until training starts, since what comes before it draws numbers too."""
-        self._random_state = state_dict
+        """Keeps the state until training starts, since what comes before it draws random numbers too."""
+        self._loaded = state_dict
 
-    def _restore_random_state(self) -> None:
-        if not self._random_state:
+    def _go_on(self, trainer: lightning.Trainer) -> None:
+        if not self._loaded:
             return
-        torch.set_rng_state(self._random_state["torch"])
-        if len(self._random_state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(self._random_state["cuda"])
-        version, numbers, gauss = self._random_state["python"]
+        torch.set_rng_state(self._loaded["torch"])
+        if len(self._loaded["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(self._loaded["cuda"])
+        version, numbers, gauss = self._loaded["python"]
         random.setstate((version, tuple(numbers), gauss))
-        self._random_state = {}
+        # Readers forget the old points from this step on. Those of a validation at this very step are known, though,
+        # and will not be computed again.
+        for tag, (step, value) in self._loaded["points"].items():
+            for logger in trainer.loggers if step >= trainer.global_step else [self._last]:
+                logger.log_metrics({tag: value}, step)
+        self._loaded = {}
 
-    def _due(self, step: int) -> bool:
-        if step == self._saved_step:
-            return False
-        by_steps = self._steps is not None and step % self._steps == 0
+    def _due(self) -> bool:
+        by_steps = self._steps is not None and self._step % self._steps == 0
         return by_steps or (self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds)
 
     def _save(self, trainer: lightning.Trainer) -> None:
         for logger in trainer.loggers:
             logger.save()  # a point before the checkpoint is never written again, so it has to be on disk first
         trainer.save_checkpoint(self._path, weights_only=False)  # not the weights alone, the optimiser too
-        self._saved_step = trainer.global_step
+        self._saved_step = self._step
         self._saved_at = time.monotonic()
-
-    def _restore_handler(self) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """The first Ctrl-C lets the step finish; a second one does not wait."""
@@ -137,5 +149,10 @@ class LastCheckpoint(Checkpoint):
         self._interrupted = True
 
     def _stop_if_interrupted(self) -> None:
-        if self._interrupted:
+        if self._stopping:
             raise Interrupted
+
+    def _restore_handler(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None

@@ -12,36 +12,38 @@ from crossent.loggers import LastPoints
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_ROWS = 10  # of the table; the notebook prints as many
+_ROWS = 10  # of the table, at least; the notebook prints as many
 _COLUMNS = ("train/cost", "val/cost", "val/accuracy")
 
 log = logging.getLogger(__name__)
 
 
 class Console(lightning.Callback):
-    """Prints a row of the table ten times a run, and shows one bar for all of its steps.
+    """Prints a row of the table ten to twenty times a run, and shows one bar for all of its steps.
 
     The rows are the same on a terminal, above the bar, and in a file.
 
     Args:
         last: where the curves' last points are.
+        validates: whether there will be points of val to show.
         bar: whether to show a bar, where the output is a terminal.
     """
 
-    def __init__(self, last: LastPoints, *, bar: bool) -> None:
+    def __init__(self, last: LastPoints, *, validates: bool, bar: bool) -> None:
         self._last = last
         self._wants_bar = bar and sys.stdout.isatty()
         self._bar: Progress | None = None
         self._stride = 1
         self._next_row = 0
-        self._columns: tuple[str, ...] = ()
+        self._last_row = -1
+        self._columns = _COLUMNS if validates else _COLUMNS[:1]
 
     @override
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         total = trainer.estimated_stepping_batches
-        self._stride = max(1, int(total) // _ROWS) if total != float("inf") else 1000
+        self._stride = _round_number(total / _ROWS)
         self._next_row = trainer.global_step
-        self._columns = _COLUMNS if trainer.enable_validation else _COLUMNS[:1]
+        self._last_row = self._next_row - 1
         log.info("%8s" + "  %12s" * len(self._columns), "step", *self._columns)
         if self._wants_bar:
             self._show_bar(None if total == float("inf") else int(total), trainer.global_step)
@@ -56,6 +58,7 @@ class Console(lightning.Callback):
 
     @override
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._next_row = self._last_row + 1  # the last point in any case
         self._print_row()
 
     @override
@@ -72,13 +75,14 @@ class Console(lightning.Callback):
             self._bar = None
 
     def _print_row(self) -> None:
-        """Prints the newest point of train/cost, if it is due: the hook runs before this step's own is written."""
+        """Prints the newest point of train/cost, if it is due."""
         step, _ = self._last.points.get("train/cost", (-1, 0.0))
         if step < self._next_row:
             return
         values = [self._last.points.get(tag) for tag in self._columns]
         cells = ["" if point is None else f"{point[1]:.6f}" for point in values]
         log.info("%8d" + "  %12s" * len(cells), step, *cells)
+        self._last_row = step
         self._next_row = (step // self._stride + 1) * self._stride
 
     def _show_bar(self, total: int | None, done: int) -> None:
@@ -95,3 +99,13 @@ class Console(lightning.Callback):
         )
         self._bar.add_task("training", total=total, completed=done)
         self._bar.start()
+
+
+def _round_number(limit: float) -> int:
+    """The largest of 1, 2, 5, 10, 20, 50, … up to a limit; 1000 where there is none."""
+    if limit == float("inf"):
+        return 1000
+    power = 1
+    while 10 * power <= limit:
+        power *= 10
+    return max(factor * power for factor in (1, 2, 5) if factor * power <= max(limit, 1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from crossent.data.table import Table
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning converts the precision of a batch in place
 class Batch:
     """Some rows: features, (rows, columns), and targets, (rows,)."""
 

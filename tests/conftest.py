@@ -1,0 +1,108 @@
+"""Runs of the command, in this process and in processes of their own, and ways to look at what they leave."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from crossent import cli
+from crossent.training import train as train_task
+
+
+@dataclass
+class Run:
+    """What a run left behind."""
+
+    code: int
+    out: str
+    err: str
+    directory: Path
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        found: dict[str, float] = json.loads((self.directory / "metrics.json").read_text())
+        return found
+
+    @property
+    def curves(self) -> dict[str, dict[int, float]]:
+        """Value by step by tag, as TensorBoard reads them; a step that has two points fails."""
+        return curves(self.directory)
+
+    def checkpoint(self, name: str = "last") -> dict[str, Any]:
+        found: dict[str, Any] = torch.load(self.directory / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        return found
+
+
+def curves(directory: Path) -> dict[str, dict[int, float]]:
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    events.Reload()
+    read: dict[str, dict[int, float]] = {}
+    for tag in events.Tags()["scalars"]:
+        points = events.Scalars(tag)
+        read[tag] = {point.step: point.value for point in points}
+        assert len(read[tag]) == len(points), f"{tag} has a doubled point"
+    return read
+
+
+Train = Callable[..., Run]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def train(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Train:
+    """Runs crossent-train in this process; quick, since torch is imported already."""
+
+    def run(*overrides: str) -> Run:
+        capsys.readouterr()
+        code = cli.run("train", train_task, list(overrides))
+        captured = capsys.readouterr()
+        latest = workplace / "logs" / "latest"
+        return Run(code, captured.out, captured.err, latest.resolve() if latest.exists() else workplace)
+
+    return run
+
+
+@pytest.fixture
+def command(workplace: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs crossent-train as a process of its own."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "crossent.train", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, **environment},
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def golden() -> dict[str, Any]:
+    """Every number that the notebook prints."""
+    path = Path(__file__).parent / "golden" / "notebook.json"
+    numbers: dict[str, Any] = json.loads(path.read_text())
+    return numbers
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,296 @@
+"""Runs that go on: the finished run is the one that was never interrupted, bit for bit."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from conftest import Run, Train
+from crossent.classifier import SoftmaxClassifier
+
+MINI_BATCHES = (
+    "data=iris",
+    "data.batch_size=32",
+    "optimizer=adam",
+    "trainer.max_steps=60",
+    "trainer.log_every_n_steps=1",
+)
+
+
+def assert_same_state(one: Any, other: Any, where: str = "") -> None:
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same_state(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_same_state(left, right, f"{where}[{index}]")
+    else:
+        assert one == other, where
+
+
+def assert_same_run(one: Run, other: Run) -> None:
+    left, right = one.checkpoint(), other.checkpoint()
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert_same_state(left[part], right[part], part)
+    assert one.curves == other.curves
+    timeless = [{key: value for key, value in run.metrics.items() if key != "seconds"} for run in (one, other)]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stop"),
+    [
+        pytest.param((), 7, id="in the middle of an epoch"),
+        pytest.param((), 8, id="at the end of an epoch"),
+        pytest.param(("trainer.val_check_interval=10",), 10, id="at a validation"),
+        pytest.param(("trainer.val_check_interval=4",), 8, id="at a validation that ends an epoch"),
+        pytest.param(("trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=1.0"), 6, id="val each epoch"),
+        pytest.param(
+            ("optimizer=sgd", "optimizer.momentum=0.9", "scheduler=step", "scheduler.step_size=5"), 7, id="step"
+        ),
+        pytest.param(("scheduler=cosine", "scheduler.steps=60"), 13, id="cosine"),
+        pytest.param(("optimizer=lbfgs", "data.batch_size=full", "model.l2=0.01"), 5, id="lbfgs"),
+        pytest.param(("trainer.accumulate_grad_batches=2",), 7, id="accumulation"),
+        pytest.param(("data.test_fraction=0.2", "data.val_fraction=0"), 9, id="test split only"),
+    ],
+)
+def test_a_run_stopped_between_steps_ends_as_if_it_had_not_been(
+    overrides: tuple[str, ...], stop: int, train: Train
+) -> None:
+    arguments = (*MINI_BATCHES, *overrides, "callbacks.early_stopping.patience=null")
+    whole = train(*arguments)
+    interrupted = _stop_after(stop, train, *arguments)
+
+    resumed = train("resume=latest")
+
+    assert interrupted.code == 130
+    assert resumed.code == 0, resumed.err
+    assert f"going on from step {stop}" in resumed.out
+    assert resumed.directory == interrupted.directory != whole.directory
+    assert_same_run(whole, resumed)
+
+
+def _stop_after(step: int, train: Train, *arguments: str) -> Run:
+    """Has Ctrl-C pressed once, in the middle of a step."""
+    original = SoftmaxClassifier.training_step
+    pressed = False
+
+    def interrupted(self: SoftmaxClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
+        nonlocal pressed
+        if self.trainer.global_step == step - 1 and not pressed:
+            pressed = True
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SoftmaxClassifier, "training_step", interrupted)
+        return train(*arguments)
+
+
+def test_ctrl_c_in_a_real_process_says_how_to_go_on(train: Train, workplace: Path) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "crossent.train",
+            *MINI_BATCHES,
+            "trainer.max_steps=1000000",
+            "trainer.max_time=00:00:01:00",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "train/cost" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert stderr.startswith("interrupted after ")
+    assert stderr.count("\n") == 1
+    how = stderr.strip().rpartition("crossent-train ")[2]
+    steps = int(stderr.split()[2])
+    resumed = train(how, f"trainer.max_steps={steps + 3}")
+    assert resumed.code == 0
+    assert resumed.metrics["steps"] == steps + 3
+    assert sorted(resumed.curves["train/cost"]) == list(range(steps + 3))
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(train: Train) -> None:
+    run = train("trainer.max_steps=5")
+    before = {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file() and path.suffix != ".log"}
+
+    again = train("resume=latest")
+
+    assert again.code == 0
+    assert "already finished after 5 steps" in again.out
+    after = {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file() and path.suffix != ".log"}
+    assert after == before
+
+
+def test_an_early_stopped_run_is_finished(train: Train) -> None:
+    stops = ("data=iris", "trainer.val_check_interval=1", "callbacks.early_stopping.min_delta=10")
+    run = train(*stops, "callbacks.early_stopping.patience=3")
+
+    again = train("resume=latest")
+
+    assert run.metrics["steps"] == 4
+    assert "already finished after 4 steps" in again.out
+
+
+def test_a_longer_limit_goes_on(train: Train) -> None:
+    whole = train(*MINI_BATCHES)
+    train(*MINI_BATCHES, "trainer.max_steps=7")
+
+    resumed = train("resume=latest", "trainer.max_steps=60")
+
+    # The shorter run validated its last weights, so it has that one point more.
+    assert_same_state(whole.checkpoint()["state_dict"], resumed.checkpoint()["state_dict"])
+    assert whole.curves["train/cost"] == resumed.curves["train/cost"]
+
+
+def test_resume_keeps_the_stored_configuration_and_files(train: Train) -> None:
+    run = train("optimizer.lr=0.5", "trainer.max_steps=3")
+    kept = [run.directory / "config.yaml", *(run.directory / ".hydra").iterdir()]
+    before = [path.read_text() for path in kept]
+
+    resumed = train("resume=latest", "trainer.max_steps=6")
+
+    assert "lr 0.5" in resumed.out
+    assert [path.read_text() for path in kept] == before
+    assert sorted(path.name for path in (run.directory / ".hydra").iterdir()) == [
+        "config.yaml",
+        "hydra.yaml",
+        "overrides.yaml",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("data=iris", "data.name=iris: a resumed run keeps its data (there data.name=toy)"),
+        ("data.batch_size=4", "data.batch_size=4: a resumed run keeps its data (there data.batch_size=full)"),
+        ("model.l2=1", "model.l2=1: a resumed run keeps its model (there model.l2=0.0)"),
+        ("loss=nll", "loss.name=nll: a resumed run keeps its loss (there loss.name=auto)"),
+        ("optimizer.lr=0.2", "optimizer.lr=0.2: a resumed run keeps its optimizer (there optimizer.lr=0.1)"),
+        ("optimizer=adam", "optimizer.name=adam: a resumed run keeps its optimizer (there optimizer.name=sgd)"),
+        ("seed=1", "seed=1: a resumed run keeps its seed (there seed=0)"),
+        ("scheduler=cosine", "scheduler.name=cosine: a resumed run keeps its scheduler (there scheduler.name=none)"),
+        ("experiment=notebook_module", "experiment=notebook_module: starts from a configuration of its own"),
+    ],
+)
+def test_resume_refuses_to_become_another_run(changed: str, said: str, train: Train) -> None:
+    train("trainer.max_steps=3")
+
+    run = train("resume=latest", changed)
+
+    assert run.code == 2
+    assert run.err.startswith(f"error: {said}")
+
+
+def test_naming_the_same_choice_again_is_no_change(train: Train) -> None:
+    train("optimizer.lr=0.5", "trainer.max_steps=3")
+
+    run = train("resume=latest", "optimizer=sgd", "optimizer.lr=0.5", "trainer.max_steps=4")
+
+    assert run.code == 0, run.err
+
+
+def test_without_a_checkpoint_resume_starts_at_step_0(train: Train) -> None:
+    whole = train("trainer.max_steps=20", "trainer.log_every_n_steps=1")
+    (whole.directory / "checkpoints" / "last.ckpt").unlink()
+    (whole.directory / "metrics.json").unlink()
+    weights = whole.curves["train/cost"]
+
+    resumed = train("resume=latest")
+
+    assert "no checkpoint yet: starting at step 0" in resumed.out
+    assert resumed.metrics["steps"] == 20
+    assert resumed.curves["train/cost"] == weights
+
+
+@pytest.mark.parametrize("where", ["", "config.yaml", "checkpoints/last.ckpt"])
+def test_resume_takes_a_directory_its_config_or_a_checkpoint(where: str, train: Train) -> None:
+    run = train("trainer.max_steps=3")
+
+    resumed = train(f"resume={run.directory / where}", "trainer.max_steps=5")
+
+    assert resumed.directory == run.directory
+    assert resumed.metrics["steps"] == 5
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "other.txt"])
+def test_a_broken_checkpoint_is_refused_and_left_alone(name: str, train: Train) -> None:
+    run = train("trainer.max_steps=3")
+    broken = run.directory / "checkpoints" / name
+    broken.write_bytes(b"PK\x03\x04 not a checkpoint")
+
+    resumed = train(f"resume={broken}", "trainer.max_steps=5")
+
+    assert resumed.code == 2
+    assert str(broken) in resumed.err
+    assert resumed.err.count("\n") == 1
+    assert broken.read_bytes() == b"PK\x03\x04 not a checkpoint"
+
+
+def test_config_starts_a_new_run_from_an_old_ones_configuration(train: Train) -> None:
+    old = train("data.batch_size=4", "optimizer=adam", "optimizer.lr=0.5", "trainer.max_steps=3")
+
+    same = train(f"config={old.directory}")
+    changed = train(f"config={old.directory / 'config.yaml'}", "optimizer=sgd", "data.batch_size=2")
+
+    assert same.directory != old.directory
+    assert_same_state(same.checkpoint()["state_dict"], old.checkpoint()["state_dict"])
+    stored = yaml.safe_load((changed.directory / "config.yaml").read_text())
+    assert stored["optimizer"] == {
+        "name": "sgd",
+        "lr": 0.1,
+        "momentum": 0.0,
+        "dampening": 0.0,
+        "nesterov": False,
+        "weight_decay": 0.0,
+    }
+    assert (stored["data"]["batch_size"], stored["trainer"]["max_steps"]) == (2, 3)
+
+
+def test_config_is_checked_like_any_other(train: Train) -> None:
+    run = train("trainer.max_steps=3")
+    stored = run.directory / "config.yaml"
+
+    unknown = train(f"config={run.directory}", "optimzer.lr=2")
+    stored.write_text(stored.read_text().replace("lr: 0.1", "lr: fast"))
+    wrong = train(f"config={run.directory}")
+    stored.write_text("- a\n- b\n")
+    other = train(f"config={run.directory}")
+    stored.write_text("a: [")
+    broken = train(f"config={run.directory}")
+
+    assert unknown.err.startswith("error: optimzer.lr: no such key, did you mean 'optimizer.lr'?")
+    assert wrong.err == "error: optimizer.lr=fast: expected a number > 0\n"
+    assert "holds no configuration" in other.err
+    assert "cannot be read" in broken.err
+    assert [each.code for each in (unknown, wrong, other, broken)] == [2, 2, 2, 2]
+
+
+def test_config_sweeps(train: Train) -> None:
+    run = train("optimizer.momentum=0.5", "trainer.max_steps=3")
+
+    swept = train("-m", f"config={run.directory}", "optimizer.lr=0.1,0.2")
+
+    assert swept.code == 0, swept.err
+    assert (swept.checkpoint()["crossent"]["config"]["optimizer"]["lr"]) == 0.2
+    assert (swept.checkpoint()["crossent"]["config"]["optimizer"]["momentum"]) == 0.5
