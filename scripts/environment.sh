@@ -5,9 +5,13 @@
 environment() {
   local extras wanted made=.venv/.made-from
   extras=$(printf '%s,' "$@")
-  wanted="$(cat pyproject.toml scripts/constraints.txt scripts/environment.sh | cksum) ${extras%,}"
-  if [ -x .venv/bin/python ] && [ -f "$made" ] && grep -qxF "$wanted" "$made"; then
-    return
+  wanted=$(cat pyproject.toml scripts/constraints.txt scripts/environment.sh | cksum)
+  if [ -x .venv/bin/python ] && [ -f "$made" ] && [ "$(head -n 1 "$made")" = "$wanted" ]; then
+    if grep -qxF "${extras%,}" "$made"; then
+      return
+    fi
+  elif [ -f "$made" ]; then
+    rm "$made" # made from other versions
   fi
   if [ ! -x .venv/bin/python ]; then
     local python
@@ -21,7 +25,8 @@ environment() {
   echo "installing Crossent into .venv (minutes the first time; PyTorch is large)" >&2
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     --constraint scripts/constraints.txt --editable ".[${extras%,}]"
-  echo "$wanted" >>"$made" # a line for each set of extras that has been installed
+  [ -f "$made" ] || echo "$wanted" >"$made"
+  echo "${extras%,}" >>"$made" # a line for each set of extras that has been installed
 }
 
 suitable_python() {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossent.data import BatchLoader, DataModule, Standardization, Table
+from crossent.data import BatchLoader, DataModule, Standardization, Table, TrainLoader
 from crossent.data.bundled import Bundled
 from crossent.data.split import stratified
 from crossent.errors import UserError
@@ -51,9 +51,11 @@ class TestSplit:
     def test_every_class_keeps_a_row_to_train_on(self) -> None:
         targets = torch.tensor([0, 0, 1, 1, 2, 2])
 
-        split = stratified(targets, ("a", "b", "c"), 0.3, 0.3, seed=0)
+        split = stratified(targets, ("a", "b", "c"), 0.5, 0.0, seed=0)
 
-        assert set(targets[split.train].tolist()) == {0, 1, 2}
+        assert targets[split.train].tolist() == [0, 1, 2]
+        with pytest.raises(UserError, match=r"data.val_fraction=0.6: 4 of 6 rows would leave a class none to train on"):
+            stratified(targets, ("a", "b", "c"), 0.6, 0.0, seed=0)
 
     def test_a_class_of_one_row_is_refused_by_name(self) -> None:
         with pytest.raises(UserError, match="class 'b' has 1 row, too few to split"):
@@ -95,10 +97,10 @@ class TestStandardization:
         )
 
 
-class TestBatchLoader:
+class TestTrainLoader:
     @pytest.mark.parametrize(("rows", "size", "sizes"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 10, [3])])
     def test_an_epoch_has_every_row_once(self, rows: int, size: int, sizes: list[int]) -> None:
-        loader = BatchLoader(table(rows), size, shuffle=True, seed=0)
+        loader = TrainLoader(table(rows), size, shuffle=True, seed=0)
 
         batches = served(loader)
 
@@ -107,7 +109,7 @@ class TestBatchLoader:
         assert sorted(row for batch in batches for row in batch) == list(range(rows))
 
     def test_epochs_have_orders_of_their_own_that_follow_the_seed(self) -> None:
-        one, same, other = (BatchLoader(table(20), 5, shuffle=True, seed=seed) for seed in (0, 0, 1))
+        one, same, other = (TrainLoader(table(20), 5, shuffle=True, seed=seed) for seed in (0, 0, 1))
 
         first, second = served(one), served(one)
 
@@ -116,15 +118,15 @@ class TestBatchLoader:
         assert served(other) != first
 
     def test_one_batch_of_all_rows_keeps_their_order(self) -> None:
-        assert served(BatchLoader(table(5), 5, shuffle=True, seed=0)) == [[0, 1, 2, 3, 4]]
+        assert served(TrainLoader(table(5), 5, shuffle=True, seed=0)) == [[0, 1, 2, 3, 4]]
 
     def test_targets_stay_with_their_rows(self) -> None:
-        for batch in BatchLoader(table(20), 6, shuffle=True, seed=3):
+        for batch in TrainLoader(table(20), 6, shuffle=True, seed=3):
             assert torch.equal(batch.features[:, 0].long() % 2, batch.targets)
 
     @pytest.mark.parametrize("consumed", [0, 1, 3, 4, 5, 8])
     def test_goes_on_where_its_state_was_taken(self, consumed: int) -> None:
-        whole, stopped, resumed = (BatchLoader(table(16), 4, shuffle=True, seed=0) for _ in range(3))
+        whole, stopped, resumed = (TrainLoader(table(16), 4, shuffle=True, seed=0) for _ in range(3))
         expected = [batch for _ in range(4) for batch in served(whole)]
         for _ in range(consumed // 4):
             served(stopped)
@@ -136,12 +138,19 @@ class TestBatchLoader:
         assert rest == expected[consumed : consumed + len(rest)]
         assert len(rest) == (8 if consumed % 4 == 0 else 8 - consumed % 4)
 
-    def test_leaving_an_epoch_early_starts_the_next_one_anew(self) -> None:
-        """Lightning does so under limit_train_batches."""
-        loader = BatchLoader(table(16), 4, shuffle=True, seed=0)
-        orders = BatchLoader(table(16), 4, shuffle=True, seed=0)
+    @pytest.mark.parametrize("limit", [2, 0.5])
+    def test_a_limited_epoch_ends_at_its_limit_and_the_next_has_an_order_of_its_own(self, limit: float) -> None:
+        limited = TrainLoader(table(16), 4, shuffle=True, seed=0, limit=limit)
+        whole = TrainLoader(table(16), 4, shuffle=True, seed=0)
 
-        first, second = (next(iter(loader)).features[:, 0].int().tolist() for _ in range(2))
+        epochs = [served(limited), served(limited)]
 
-        assert first == served(orders)[0]
-        assert second == served(orders)[0]
+        assert len(limited) == 4
+        assert epochs == [served(whole)[:2], served(whole)[:2]]
+
+    def test_evaluation_starts_anew_each_time(self) -> None:
+        loader = BatchLoader(table(10), 4)
+
+        next(iter(loader))
+
+        assert served(loader) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]

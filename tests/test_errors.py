@@ -54,6 +54,20 @@ MISTAKES = [
     ("loss=custom", ["loss._target_", "package.module.Class"]),
     ("loss=custom loss._target_=MyLoss", ["loss._target_=MyLoss", "package.module.Class"]),
     ("loss._target_=a.B", ["loss._target_", "loss=custom"]),
+    ("scheduler=null", ["scheduler is a group"]),
+    ("loss=[nll,one_hot]", ["loss is a group"]),
+    ("hydra.run.dir=", ["hydra.run.dir: empty"]),
+    ("config=", ["config=: empty"]),
+    ("=1", ["=1", "key=value"]),
+    ("optimizer.lr=(1", ["optimizer.lr=(1: cannot be read", "quotes"]),
+    ("loss=ünlogic", ["loss=ünlogic: cannot be read", "quotes"]),
+    ("-m optimizer=sgd,adam optimizer.momentum=0.9", ["optimizer.momentum", "optimizer=adam has: amsgrad"]),
+    ("loss=null", ["loss is a group"]),
+    ("optimizer=lbfgs trainer.accumulate_grad_batches=2", ["accumulate_grad_batches", "lbfgs"]),
+    ("scheduler=cosine trainer.max_steps=-1 trainer.max_time=00:00:00:05", ["scheduler.steps=null"]),
+    ("trainer.min_steps=2000", ["min_steps=2000", "max_steps=1001"]),
+    ("data=iris trainer.check_val_every_n_epoch=1", ["trainer.val_check_interval=50", "1 batch", "1.0"]),
+    ("--experimental-rerun=x", ["--experimental-rerun", "config=<run>"]),
     ("loss={_target_:a.B}", ["loss is a group", "loss=<name>"]),
     ("optimizer=5", ["optimizer is a group", "optimizer=<name>"]),
     ("optimizer.lr=0.1,0.2", ["optimizer.lr=0.1,0.2", "--multirun"]),
@@ -161,6 +175,35 @@ def test_a_second_run_may_not_share_a_directory(train: Train, workplace: Path) -
         "error: hydra.run.dir=mine: it holds a run; go on with it (resume=mine) or choose another directory\n"
     )
     assert before == {path: path.read_bytes() for path in (workplace / "mine").rglob("*") if path.is_file()}
+
+
+def test_a_second_sweep_may_not_share_a_directory(train: Train, workplace: Path) -> None:
+    train("-m", "seed=0,1", "trainer.max_steps=2", "hydra.sweep.dir=mine")
+    before = {path: path.read_bytes() for path in (workplace / "mine").rglob("*") if path.is_file()}
+
+    second = train("-m", "seed=2,3", "trainer.max_steps=2", "hydra.sweep.dir=mine")
+
+    assert second.err == "error: hydra.sweep.dir=mine: it holds a sweep; choose another directory\n"
+    assert before == {path: path.read_bytes() for path in (workplace / "mine").rglob("*") if path.is_file()}
+
+
+def test_files_of_the_users_own_stay_where_a_run_could_not_begin(train: Train, workplace: Path) -> None:
+    theirs = [workplace / "mine" / "run.log", workplace / "mine" / "sub" / "notes.txt"]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+
+    run = train("data=iris", "loss=binary", "hydra.run.dir=mine")
+
+    assert run.code == 2
+    assert all(path.read_text() == "mine" for path in theirs)
+    assert not (workplace / "mine" / "config.yaml").exists()
+
+
+def test_options_may_stand_anywhere(train: Train) -> None:
+    run = train("trainer.max_steps=2", "-m", "seed=0,1")
+
+    assert run.code == 0, run.err
 
 
 def test_directory_that_cannot_be_made(train: Train, workplace: Path) -> None:

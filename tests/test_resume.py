@@ -1,5 +1,7 @@
 """Runs that go on: the finished run is the one that was never interrupted, bit for bit."""
 
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +62,13 @@ def assert_same_run(one: Run, other: Run) -> None:
             ("optimizer=sgd", "optimizer.momentum=0.9", "scheduler=step", "scheduler.step_size=5"), 7, id="step"
         ),
         pytest.param(("scheduler=cosine", "scheduler.steps=60"), 13, id="cosine"),
+        pytest.param(("scheduler=cosine",), 13, id="cosine over the run"),
+        pytest.param(("trainer.max_steps=-1", "trainer.max_epochs=6"), 7, id="limited by epochs"),
+        pytest.param(("trainer.max_steps=30", "trainer.max_epochs=100"), 10, id="limited by both, at an epoch's end"),
+        pytest.param(("trainer.limit_train_batches=3",), 6, id="limited batches, at an epoch's end"),
+        pytest.param(("trainer.limit_train_batches=0.5",), 3, id="a fraction of the batches"),
+        pytest.param(("trainer.overfit_batches=2",), 2, id="overfit batches"),
+        pytest.param(("data.test_fraction=0.2",), 9, id="tested with the best weights"),
         pytest.param(("optimizer=lbfgs", "data.batch_size=full", "model.l2=0.01"), 5, id="lbfgs"),
         pytest.param(("trainer.accumulate_grad_batches=2",), 7, id="accumulation"),
         pytest.param(("data.test_fraction=0.2", "data.val_fraction=0"), 9, id="test split only"),
@@ -142,14 +151,124 @@ def test_a_finished_run_says_so_and_stays_as_it_is(train: Train) -> None:
     assert after == before
 
 
-def test_an_early_stopped_run_is_finished(train: Train) -> None:
+def test_an_early_stopped_run_is_finished_until_its_patience_is_changed(train: Train) -> None:
     stops = ("data=iris", "trainer.val_check_interval=1", "callbacks.early_stopping.min_delta=10")
-    run = train(*stops, "callbacks.early_stopping.patience=3")
+    run = train(*stops, "callbacks.early_stopping.patience=3", "trainer.max_steps=10")
+
+    again = train("resume=latest")
+    on = train("resume=latest", "callbacks.early_stopping.patience=null")
+
+    assert "already finished after 4 steps" in again.out
+    assert (run.directory, on.metrics["steps"]) == (on.directory, 10)
+
+
+def test_a_run_goes_on_from_an_earlier_checkpoint_when_asked(train: Train) -> None:
+    run = train("data=wine", "optimizer.lr=3", "trainer.max_steps=40", "trainer.val_check_interval=7")
+    best = run.checkpoint("best")["global_step"]
+    before = run.curves
+
+    again = train(f"resume={run.directory / 'checkpoints' / 'best.ckpt'}")
+
+    assert best < 40
+    assert f"going on from step {best}" in again.out
+    assert again.curves == before
+
+
+def test_an_interrupted_extension_says_how_to_go_on_with_it(train: Train) -> None:
+    whole = train(*MINI_BATCHES, "trainer.max_steps=40")
+    train(*MINI_BATCHES, "trainer.max_steps=20")
+
+    stopped = _stop_after(30, train, "resume=latest", "trainer.max_steps=40")
+    command = stopped.err.strip().rpartition("; to go on: crossent-train ")[2]
+    resumed = train(*shlex.split(command))
+
+    assert "trainer.max_steps=40" in command
+    assert_same_state(whole.checkpoint()["state_dict"], resumed.checkpoint()["state_dict"])
+    assert whole.curves["train/cost"] == resumed.curves["train/cost"]
+
+
+def test_a_longer_limit_by_epochs_goes_on_with_the_epochs_orders(train: Train) -> None:
+    epochs = (*MINI_BATCHES, "trainer.max_steps=-1")
+    whole = train(*epochs, "trainer.max_epochs=6")
+    train(*epochs, "trainer.max_epochs=3")
+
+    resumed = train("resume=latest", "trainer.max_epochs=6")
+
+    assert whole.curves["train/cost"] == resumed.curves["train/cost"]
+
+
+def test_a_run_without_results_gets_them(train: Train) -> None:
+    run = train("data=iris", "data.test_fraction=0.2", "trainer.max_steps=5")
+    expected = run.metrics
+    (run.directory / "metrics.json").unlink()
 
     again = train("resume=latest")
 
-    assert run.metrics["steps"] == 4
-    assert "already finished after 4 steps" in again.out
+    assert {**again.metrics, "seconds": 0} == {**expected, "seconds": 0}
+
+
+def test_test_points_are_not_doubled_by_a_longer_run(train: Train) -> None:
+    wine = ("data=wine", "data.test_fraction=0.2", "optimizer.lr=3", "callbacks.early_stopping.patience=null")
+    run = train(*wine, "trainer.max_steps=100", "trainer.val_check_interval=5")
+
+    longer = train("resume=latest", "trainer.max_steps=120")
+
+    assert longer.directory == run.directory
+    assert run.checkpoint("best")["global_step"] in longer.curves["test/cost"]
+
+
+def test_a_moved_run_knows_its_best_checkpoint(train: Train, workplace: Path) -> None:
+    wine = ("data=wine", "optimizer.lr=3", "callbacks.early_stopping.patience=null", "hydra.run.dir=there")
+    run = train(*wine, "trainer.max_steps=60", "trainer.val_check_interval=5")
+    best = run.checkpoint("best")["global_step"]
+    (workplace / "there").rename(workplace / "a place, moved to")
+
+    moved = train("resume='a place, moved to'", "trainer.max_steps=62", "trainer.val_check_interval=100")
+
+    assert moved.code == 0, moved.err
+    assert moved.checkpoint("best")["global_step"] == best
+
+
+def test_a_key_that_has_come_since_gets_todays_default(train: Train) -> None:
+    run = train("loss=cross_entropy", "trainer.max_steps=3")
+    stored = run.directory / "config.yaml"
+    stored.write_text(stored.read_text().replace("  label_smoothing: 0.0\n", ""))
+
+    resumed = train("resume=latest", "trainer.max_steps=5")
+    changed = train("resume=latest", "loss.label_smoothing=0.1", "trainer.max_steps=6")
+
+    assert resumed.code == 0, resumed.err
+    assert changed.err.startswith("error: loss.label_smoothing=0.1: a resumed run keeps its loss (there it is not set)")
+
+
+def test_a_cosine_over_the_whole_run_keeps_its_length(train: Train) -> None:
+    train("scheduler=cosine", "trainer.max_steps=5")
+
+    run = train("resume=latest", "trainer.max_steps=10")
+
+    assert run.err.startswith("error: trainer.max_steps=10: the run's cosine schedule was laid out for")
+
+
+def test_a_dangling_latest_is_told_from_a_missing_one(train: Train) -> None:
+    run = train("trainer.max_steps=3")
+    shutil.rmtree(run.directory)
+
+    again = train("resume=latest")
+
+    assert "logs/latest points at a run that is gone" in again.err
+
+
+def test_ctrl_c_during_the_test_tells_how_to_get_its_results(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(SoftmaxClassifier, "test_step", lambda *_: signal.raise_signal(signal.SIGINT))
+        stopped = train("data=iris", "data.test_fraction=0.2", "trainer.max_steps=5")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
+
+    resumed = train("resume=latest")
+
+    assert stopped.code == 130
+    assert stopped.err.startswith("interrupted after 5 steps; to go on: crossent-train resume=")
+    assert "test/accuracy" in resumed.metrics
 
 
 def test_a_longer_limit_goes_on(train: Train) -> None:
@@ -247,6 +366,16 @@ def test_a_broken_checkpoint_is_refused_and_left_alone(name: str, train: Train) 
     assert broken.read_bytes() == b"PK\x03\x04 not a checkpoint"
 
 
+def test_an_edited_config_is_not_what_the_checkpoint_was_made_with(train: Train) -> None:
+    run = train("trainer.max_steps=3")
+    stored = run.directory / "config.yaml"
+    stored.write_text(stored.read_text().replace("lr: 0.1", "lr: 0.5"))
+
+    resumed = train("resume=latest", "trainer.max_steps=5")
+
+    assert resumed.err.startswith("error: optimizer.lr=0.5: a resumed run keeps its optimizer (there optimizer.lr=0.1)")
+
+
 def test_config_starts_a_new_run_from_an_old_ones_configuration(train: Train) -> None:
     old = train("data.batch_size=4", "optimizer=adam", "optimizer.lr=0.5", "trainer.max_steps=3")
 
@@ -284,6 +413,23 @@ def test_config_is_checked_like_any_other(train: Train) -> None:
     assert "holds no configuration" in other.err
     assert "cannot be read" in broken.err
     assert [each.code for each in (unknown, wrong, other, broken)] == [2, 2, 2, 2]
+
+
+def test_config_sweeps_over_the_choices_of_a_group(train: Train, workplace: Path) -> None:
+    run = train("trainer.max_steps=3")
+
+    swept = train("-m", f"config={run.directory}", "optimizer=adam,sgd", "loss=nll,one_hot")
+    refused = train("-m", f"config={run.directory}", "experiment=notebook_low_level,notebook_module")
+
+    assert swept.code == 0, swept.err
+    stored = [yaml.safe_load(path.read_text()) for path in workplace.glob("logs/sweep/*/*/*/config.yaml")]
+    assert sorted((each["optimizer"]["name"], each["loss"]["name"]) for each in stored) == [
+        ("adam", "nll"),
+        ("adam", "one_hot"),
+        ("sgd", "nll"),
+        ("sgd", "one_hot"),
+    ]
+    assert "starts from a configuration of its own" in refused.err
 
 
 def test_config_sweeps(train: Train) -> None:

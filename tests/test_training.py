@@ -111,6 +111,44 @@ def test_same_seed_gives_the_same_bits_and_another_seed_does_not(train: Train) -
     assert not torch.equal(weights(0), weights(1))
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ("trainer.max_steps=-1", "trainer.max_epochs=7"),
+        ("trainer.max_steps=7", "trainer.min_epochs=100"),
+        ("trainer.max_steps=-1", "trainer.max_time=00:00:00:01"),
+    ],
+)
+def test_the_final_weights_are_validated_however_the_run_ends(limits: tuple[str, ...], train: Train) -> None:
+    run = train("data=iris", "trainer.val_check_interval=100000", *limits)
+
+    assert list(run.curves["val/cost"]) == [run.metrics["steps"]]
+    assert run.checkpoint("best")["global_step"] == run.metrics["steps"]
+
+
+def test_sums_in_16_bits_do_not_overflow(train: Train) -> None:
+    run = train(
+        "data=custom",
+        "data._target_=test_training.ManyRows",
+        "data.val_fraction=0.5",
+        "data.batch_size=100",
+        "accelerator=cpu",
+        "accelerator.precision=16-true",
+        "model.init=zeros",
+        "trainer.max_steps=1",
+    )
+
+    assert run.metrics["val/cost"] == pytest.approx(0.693, abs=0.01)
+
+
+class ManyRows:
+    def load(self) -> Any:
+        from crossent.data import Table
+
+        rows = 300_000
+        return Table(torch.zeros(rows, 1), torch.arange(rows) % 2, ("a", "b", "c")[:2], ("x",))
+
+
 def test_best_checkpoint_is_that_of_the_lowest_val_cost(train: Train) -> None:
     run = train("data=iris", "optimizer.lr=0.5", "trainer.max_steps=200", "trainer.val_check_interval=5")
 
@@ -127,6 +165,7 @@ def test_early_stopping_ends_the_run(train: Train) -> None:
     )
 
     assert run.metrics["steps"] == 8
+    assert "; val/cost had not improved for 3 validations" in run.out
 
 
 def test_without_a_val_split_there_is_no_best_checkpoint(train: Train) -> None:
@@ -187,13 +226,6 @@ def test_schedules_step_with_the_optimizer(scheduler: tuple[str, ...], final: fl
 
     (group,) = run.checkpoint()["optimizer_states"][0]["param_groups"]
     assert group["lr"] == pytest.approx(final)
-
-
-def test_cosine_needs_to_know_the_length_of_the_run(train: Train) -> None:
-    run = train("scheduler=cosine", "trainer.max_steps=-1", "trainer.max_time=00:00:00:05")
-
-    assert run.code == 2
-    assert run.err.startswith("error: scheduler.steps=null: the run's length is not known")
 
 
 def test_penalty_is_a_curve_of_its_own_and_is_minimised(train: Train) -> None:
@@ -265,8 +297,9 @@ def test_classes_of_the_users_own(train: Train, workplace: Path) -> None:
     )  # fmt: skip
 
     assert run.code == 0, run.err
-    assert "custom: 10 train rows, 1 features, 2 classes" in run.out
-    assert "custom (Margin)" in run.out
+    assert "custom (mine.Data): 10 train rows, 1 features, 2 classes" in run.out
+    assert "custom (mine.Margin)" in run.out
+    assert "custom (torch.optim.RMSprop), all rows a step" in run.out
     assert run.checkpoint()["crossent"]["config"]["loss"]["margin"] == 3
 
 
@@ -275,6 +308,9 @@ def test_classes_of_the_users_own(train: Train, workplace: Path) -> None:
     [
         (("loss=custom", "loss._target_=nowhere.Loss"), "loss._target_=nowhere.Loss: no module named 'nowhere'"),
         (("loss=custom", "loss._target_=crossent.losses.CrossEntrpy"), "did you mean 'CrossEntropy'?"),
+        (("loss=custom", "loss._target_=test_training.Stubborn"), "_target_=test_training.Stubborn: ValueError: no"),
+        (("optimizer=custom", "optimizer._target_=torch.optim.SGD", "+optimizer.lr=-1"), "Invalid learning rate: -1"),
+        (("loss=custom", "loss._target_=broken.Loss"), "broken cannot be imported: SyntaxError"),
         (("loss=custom", "loss._target_=crossent.losses.base"), "not a class, but a module"),
         (("loss=custom", "loss._target_=torch.nn.Flatten"), "has to be a crossent.losses.base.Loss, not a Flatten"),
         (("loss=custom", "loss._target_=crossent.losses.CrossEntropy", "+loss.k=3"), "unexpected keyword argument 'k'"),
@@ -293,6 +329,8 @@ def test_classes_of_the_users_own(train: Train, workplace: Path) -> None:
 def test_a_class_that_cannot_be_used_is_named_and_leaves_no_run(
     overrides: tuple[str, ...], said: str, train: Train, workplace: Path
 ) -> None:
+    (workplace / "broken.py").write_text("class Loss(")
+
     run = train(*overrides)
 
     assert run.code == 2
@@ -320,6 +358,11 @@ NotFinite = _source(torch.tensor([[0.0], [float("nan")]]), [0, 1])
 OneClass = _source(torch.zeros(2, 1), [0, 0], ("a",))
 NoRows = _source(torch.zeros(0, 1), [])
 BadNames = _source(torch.zeros(2, 1), [0, 1], columns=("x", "y"))
+
+
+class Stubborn:
+    def __init__(self) -> None:
+        raise ValueError("no")
 
 
 class NoTable:
@@ -353,16 +396,19 @@ def test_a_failing_job_of_a_sweep_does_not_take_the_others_down(train: Train, wo
     run = train("-m", "data=iris,breast_cancer", "loss=binary", "trainer.max_steps=3")
 
     assert run.code == 2
-    assert run.err.startswith("error: loss=binary")
+    assert run.err.startswith(
+        "error: job 0 (data=iris,loss=binary,trainer.max_steps=3): loss=binary: made for 2 classes"
+    )
     assert len(list(workplace.glob("logs/sweep/*/*/*/metrics.json"))) == 1
 
 
-def test_fast_dev_run_writes_no_results(train: Train) -> None:
+def test_fast_dev_run_writes_no_results_and_is_no_run_to_come_back_to(train: Train, workplace: Path) -> None:
     run = train("data=iris", "data.test_fraction=0.2", "trainer.fast_dev_run=true")
 
     assert run.code == 0, run.err
-    assert not (run.directory / "metrics.json").exists()
-    assert not (run.directory / "checkpoints").exists()
+    (directory,) = workplace.glob("logs/train/*/*")
+    assert sorted(path.name for path in directory.iterdir()) == [".hydra", "config.yaml", "train.log"]
+    assert not (workplace / "logs" / "latest").exists()
 
 
 def test_overfit_batches_trains_on_the_same_batches_again_and_again(train: Train) -> None:

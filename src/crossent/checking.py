@@ -56,11 +56,9 @@ def _with_arguments_apart(composed: Plain) -> dict[str, Any]:
         section = plain.get(group)
         if not isinstance(section, dict) or section.get("name") != "custom":
             continue
-        known = {"name", "batch_size", "val_fraction", "test_fraction", "standardize"} if group == "data" else {"name"}
-        if group == "accelerator":
-            known |= {"devices", "num_nodes", "precision", "threads"}
+        known = {"name", *_fields(_type_at([group], plain))} - {"class_path", "arguments"}
         plain[group] = {key: value for key, value in section.items() if key in known} | {
-            "target": section.get("_target_", _MISSING),
+            "class_path": section.get("_target_", _MISSING),
             "arguments": {key: value for key, value in section.items() if key not in known | {"_target_"}},
         }
     return plain
@@ -116,11 +114,11 @@ def _only_path_below(value: object) -> Path:
 
 def _key(path: Path) -> str:
     """The key as the user types it: the inverse of `_with_arguments_apart` for a class of the user's own."""
-    return ".".join("_target_" if part == "target" else part for part in path)
+    return ".".join("_target_" if part == "class_path" else part for part in path)
 
 
 def _list(names: Iterable[str]) -> str:
-    return ", ".join(sorted("_target_" if name == "target" else name for name in names if name != "arguments"))
+    return ", ".join(sorted("_target_" if name == "class_path" else name for name in names if name != "arguments"))
 
 
 def _value_at(path: Path, plain: Any) -> object:

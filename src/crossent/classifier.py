@@ -87,8 +87,11 @@ class SoftmaxClassifier(lightning.LightningModule):
         if every and taken % every == 0:  # 0 in Lightning's barebones mode
             self._write("train", taken, self._step.metrics())
         self._step.clear()
-        if taken + 1 >= self.trainer.max_steps > 0:
-            self.trainer.should_stop = True  # has Lightning validate the final weights, whatever the interval
+        if self._is_last(taken):
+            # Has Lightning validate the final weights, whatever the interval; there is no minimum left to wait for.
+            self.trainer.should_stop = True
+            self.trainer.fit_loop.min_epochs = None
+            self.trainer.fit_loop.epoch_loop.min_steps = None
 
     def on_train_start(self) -> None:
         """From here on the trainer counts the updates."""
@@ -127,6 +130,12 @@ class SoftmaxClassifier(lightning.LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    def _is_last(self, taken: int) -> bool:
+        """Whether the step after so many steps ends the run."""
+        epochs = self.trainer.max_epochs or -1
+        ends_epochs = self.trainer.is_last_batch and self.trainer.current_epoch + 1 >= epochs > 0
+        return ends_epochs or taken + 1 >= self.trainer.max_steps > 0
 
     def _totals(self, batch: Batch) -> Totals:
         totals: Totals = self.loss(batch.features, self.head.weight, self.head.output_bias, batch.targets)

@@ -24,7 +24,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from crossent import composing, runs
+from crossent import __version__, composing, runs, starting
 from crossent.checking import check, did_you_mean
 from crossent.config import TrainConfig
 from crossent.errors import UserError
@@ -66,8 +66,11 @@ def run(name: str, task: Task, arguments: list[str] | None = None) -> int:
 
 def _run(name: str, task: Task, arguments: list[str] | None) -> list[UserError]:
     parser = get_args_parser()
+    for action in parser._actions:
+        if "--version" in action.option_strings:
+            setattr(action, "version", f"Crossent {__version__}")  # noqa: B010  # no public way in
     setattr(parser, "error", _refuse_option(parser))  # noqa: B010  # argparse itself would print its usage as well
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     overrides: list[str] = options.overrides
     OmegaConf.register_new_resolver("short_id", runs.short_id, use_cache=True, replace=True)
     with _hydra(name, options) as hydra:
@@ -78,11 +81,13 @@ def _run(name: str, task: Task, arguments: list[str] | None) -> list[UserError]:
             hydra.hydra_help(config_name=config_name, args_parser=parser, args=options)
         elif options.shell_completion:
             hydra.shell_completion(config_name=config_name, overrides=overrides)
+        elif options.experimental_rerun:
+            raise UserError("--experimental-rerun: config=<run> starts a new run from a stored configuration")
         elif options.info:
             hydra.show_info(options.info, config_name=config_name, overrides=overrides)
         else:
-            request = composing.request(config_name, overrides, multirun=options.multirun)
-            with composing.explained(hydra, request):
+            request = starting.request(config_name, overrides, multirun=options.multirun)
+            with composing.explained(hydra, request.config_name, request.overrides, request.mode):
                 mode = _check_jobs(hydra, request)
             if not options.cfg:
                 return _run_jobs(hydra, request, mode, task)
@@ -96,23 +101,30 @@ def _run(name: str, task: Task, arguments: list[str] | None) -> list[UserError]:
     return []
 
 
-def _check_jobs(hydra: Hydra, request: composing.Request) -> RunMode:
+def _check_jobs(hydra: Hydra, request: starting.Request) -> RunMode:
     """Composes and checks every job before the first one starts and before a directory is made."""
     composed = hydra.compose_config(request.config_name, request.overrides, request.mode)
     if request.mode == RunMode.MULTIRUN or composed.hydra.mode == RunMode.MULTIRUN:
+        sweep = Path(composed.hydra.sweep.dir)
+        if (sweep / "multirun.yaml").exists():
+            raise UserError(f"hydra.sweep.dir={sweep}: it holds a sweep; choose another directory")
+        hydras = list(composed.hydra.overrides.hydra)
         for overrides in _grid(hydra, composed):
-            check(composing.plain(hydra.config_loader.load_sweep_config(composed, overrides)))
+            with composing.explained(hydra, request.config_name, [*hydras, *overrides], RunMode.RUN):
+                check(composing.plain(hydra.config_loader.load_sweep_config(composed, overrides)))
         return RunMode.MULTIRUN
     plain = composing.plain(composed)
     request.check_unchanged(plain)
     check(plain)
-    directory = Path(OmegaConf.select(composed, "hydra.run.dir"))
+    directory = Path(OmegaConf.select(composed, "hydra.run.dir") or "")
+    if directory == Path():
+        raise UserError("hydra.run.dir: empty; give a directory of the run's own")
     if request.resumed is None and (directory / runs.CONFIG).exists():
         raise UserError(runs.taken(directory))
     return RunMode.RUN
 
 
-def _run_jobs(hydra: Hydra, request: composing.Request, mode: RunMode, task: Task) -> list[UserError]:
+def _run_jobs(hydra: Hydra, request: starting.Request, mode: RunMode, task: Task) -> list[UserError]:
     """Runs the jobs and returns the failures that the user can mend."""
 
     def job(composed: DictConfig) -> object:
@@ -121,7 +133,11 @@ def _run_jobs(hydra: Hydra, request: composing.Request, mode: RunMode, task: Tas
             plain = composing.plain(composed)
             return task(check(plain), plain, Path(HydraConfig.get().runtime.output_dir))
         except UserError as error:
-            return error
+            running = HydraConfig.get().job
+            job = f"job {running.num} ({running.override_dirname}): " if mode == RunMode.MULTIRUN else ""
+            failure = UserError(f"{job}{error}")
+            failure.__cause__ = error
+            return failure
 
     if mode == RunMode.MULTIRUN:
         overrides = [*request.overrides, "hydra.mode=MULTIRUN"]

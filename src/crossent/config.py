@@ -23,7 +23,7 @@ ProperShare = Annotated[float, Meta(ge=0, lt=1)]
 CountOrShare = Count | Share
 Text = Annotated[str, Meta(min_length=1)]
 Duration = Annotated[str, Meta(pattern=r"^\d+:\d\d:\d\d:\d\d$", description="a time as DD:HH:MM:SS")]
-Target = Annotated[str, Meta(pattern=r"^\w+(\.\w+)+$", description="a class as package.module.Class")]
+ClassPath = Annotated[str, Meta(pattern=r"^\w+(\.\w+)+$", description="a class as package.module.Class")]
 Arguments = dict[str, Any]  # whatever the user's class takes
 
 
@@ -34,7 +34,7 @@ class Section(Struct, kw_only=True, forbid_unknown_fields=True, tag_field="name"
 class Custom(Section, tag="custom"):
     """A class of the user's own, and the keyword arguments it is made with."""
 
-    target: Target
+    class_path: ClassPath
     arguments: Arguments
 
 
@@ -77,7 +77,7 @@ class BreastCancerData(Data, tag="breast_cancer"):
 
 
 class CustomData(Data, tag="custom"):
-    target: Target
+    class_path: ClassPath
     arguments: Arguments
 
 
@@ -209,7 +209,7 @@ class MpsAccelerator(Accelerator, tag="mps"):
 
 
 class CustomAccelerator(Accelerator, tag="custom"):
-    target: Target
+    class_path: ClassPath
     arguments: Arguments
 
 
@@ -271,6 +271,8 @@ class Trainer(Struct, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.max_steps == -1 and self.max_epochs in (None, -1) and self.max_time is None:
             raise ValueError("the run has no end; set max_steps, max_epochs or max_time")
+        if self.min_steps is not None and self.min_steps > self.max_steps > -1:
+            raise ValueError(f"min_steps={self.min_steps} is more than max_steps={self.max_steps}")
 
 
 # -- what watches a run -------------------------------------------------------------------------------------
@@ -317,6 +319,17 @@ class TrainConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     trainer: Trainer
     logger: AnyLogger
     callbacks: Callbacks
+
+    def __post_init__(self) -> None:
+        trainer = self.trainer
+        endless = trainer.max_steps == -1 and trainer.max_epochs in (None, -1)
+        if endless and isinstance(self.scheduler, CosineScheduler) and self.scheduler.steps is None:
+            raise ValueError("scheduler.steps=null: the run's length is not known; give the number of steps")
+        if isinstance(self.optimizer, Lbfgs) and trainer.accumulate_grad_batches > 1:
+            raise ValueError(
+                "trainer.accumulate_grad_batches: lbfgs evaluates several times a step, and would accumulate each; "
+                "use larger batches"
+            )
 
 
 #: The groups of ``conf/`` whose choices are told apart by their key ``name``.

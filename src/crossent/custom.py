@@ -23,14 +23,16 @@ def make(group: str, target: str, arguments: Mapping[str, object], expected: typ
         first: positional arguments, which are ours.
 
     Raises:
-        UserError: no such module or class, arguments that it does not take, or an object of another kind.
+        UserError: no such module or class, an exception of theirs, or an object of another kind.
     """
     key = f"{group}._target_={target}"
     kind = _find(key, target)
     try:
         made = kind(*first, **arguments)
-    except TypeError as error:
-        raise UserError(f"{key}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # it is the user's code
+        raise UserError(f"{key}: {_gist(error)}") from error
     if not isinstance(made, expected):
         raise UserError(
             f"{key}: has to be a {expected.__module__}.{expected.__qualname__}, not a {type(made).__name__}"
@@ -47,9 +49,16 @@ def _find(key: str, target: str) -> type:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(f"{key}: no module named '{error.name}'") from error
+    except Exception as error:  # it is the user's code
+        raise UserError(f"{key}: {module_name} cannot be imported: {_gist(error)}") from error
     if not hasattr(module, name):
         raise UserError(f"{key}: {module_name} has no '{name}'{did_you_mean(name, vars(module)).rstrip('.')}")
     found = getattr(module, name)
     if not callable(found):
         raise UserError(f"{key}: not a class, but a {type(found).__name__}")
     return found  # type: ignore[no-any-return]  # whatever can be called to make the object
+
+
+def _gist(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, TypeError) else f"{type(error).__name__}: {text}"

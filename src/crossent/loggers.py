@@ -1,6 +1,7 @@
 """Where the curves go: event files for TensorBoard, and the last point of each for metrics.json."""
 
 import json
+import math
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -41,8 +42,11 @@ class LastPoints(loggers.Logger):
         """Nothing: config.yaml has them."""
 
     def write(self, path: Path, *, steps: int, seconds: float) -> None:
-        """Writes metrics.json: every curve's last value under its tag, ``steps``, and ``seconds`` of fit."""
-        values = {tag: value for tag, (_, value) in sorted(self.points.items())}
+        """Writes metrics.json: every curve's last value under its tag, ``steps``, and ``seconds`` of fit.
+
+        What is not finite becomes null, since JSON has no other word for it.
+        """
+        values = {tag: value if math.isfinite(value) else None for tag, (_, value) in sorted(self.points.items())}
         whole = path.with_suffix(".json.tmp")
         whole.write_text(json.dumps({**values, "steps": steps, "seconds": seconds}, indent=2) + "\n")
         whole.replace(path)
@@ -57,28 +61,30 @@ class TensorBoard(loggers.TensorBoardLogger):
     Args:
         directory: of the run.
         flush_seconds: how long a point may wait, while others come, before it is on disk.
-        purge_step: readers forget earlier points from this step on; for a run that goes on from there.
+        start: the step that a resumed run goes on from; readers forget earlier points from there on. None: a new run.
     """
 
     _GATHERED = 500
 
-    def __init__(self, directory: Path, *, flush_seconds: float, purge_step: int | None) -> None:
+    def __init__(self, directory: Path, *, flush_seconds: float, start: int | None) -> None:
         super().__init__(
             save_dir=directory,
             name="",
             version="",
             default_hp_metric=False,  # Lightning would add a point hp_metric = -1
-            purge_step=purge_step,
+            purge_step=start,
         )
         self._flush_seconds = flush_seconds
         self._points: list[tuple[str, float, int | None, float]] = []
         self._flushed_at = time.time()
+        # A test point stands at the step of the best weights, which readers need not forget; it is not written twice.
+        self._tested = set() if start is None else _test_points(directory)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Takes in a point of each curve."""
         now = time.time()
-        self._points += [(tag, value, step, now) for tag, value in metrics.items()]
+        self._points += [(tag, value, step, now) for tag, value in metrics.items() if (tag, step) not in self._tested]
         if now - self._flushed_at >= self._flush_seconds:
             self.save()
         elif len(self._points) >= self._GATHERED:
@@ -108,3 +114,13 @@ class TensorBoard(loggers.TensorBoardLogger):
         for tag, value, step, at in self._points:
             self.experiment.add_scalar(tag, value, step, walltime=at)
         self._points.clear()
+
+
+def _test_points(directory: Path) -> set[tuple[str, int | None]]:
+    """Tag and step of every test point in a run's event files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("test/")]
+    return {(tag, point.step) for tag in tags for point in events.Scalars(tag)}

@@ -1,6 +1,8 @@
 """What the console says of a run: before, after, and what it leaves out."""
 
 import logging
+import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -40,8 +42,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
     # No such split is an empty list of loaders, which Lightning asks for; it looks again under overfit_batches.
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
-    # A run that goes on finds its own checkpoints.
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    # A run may go on with other callbacks, when they are typed.
+    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create")
     # Lightning's copy of a function of PyTorch's (lightning/pytorch/utilities/_pytree.py).
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
@@ -61,7 +63,7 @@ def print_header(
     facts = module.facts
     rows = " + ".join(f"{module.rows(split)} {split}" for split in ("train", "val", "test") if module.rows(split))
     loss = _name(chosen.loss)
-    if isinstance(chosen.loss, config.AutoLoss | config.Custom):
+    if isinstance(chosen.loss, config.AutoLoss):
         loss += f" ({type(classifier.loss).__name__})"
     lr = getattr(chosen.optimizer, "lr", None)
     rate = "" if lr is None else f", lr {lr:g}"
@@ -82,15 +84,28 @@ def print_resume(checkpoint: Path | None, start: int) -> None:
         log.info("going on from step %d, %s\n", start, runs.shown(checkpoint))
 
 
-def print_results(chosen: config.TrainConfig, last: LastPoints, directory: Path, *, steps: int, seconds: float) -> None:
+def print_results(
+    chosen: config.TrainConfig, last: LastPoints, directory: Path, *, steps: int, seconds: float, stopped_early: bool
+) -> None:
     """Says how the run ended, and how to look at its curves."""
-    log.info("\ntrained to step %d in %.2f s", steps, seconds)
+    patience = chosen.callbacks.early_stopping.patience
+    why = f"; val/cost had not improved for {patience} validations" if stopped_early else ""
+    log.info("\ntrained to step %d in %.2f s%s", steps, seconds, why)
     for tag, (step, value) in sorted(last.points.items()):
         log.info("%-14s %10.6f  at step %d", tag, value, step)
     if isinstance(chosen.logger, config.TensorBoardLogger) and last.points:
         logs = runs.LATEST.parent.absolute()
-        log.info("\ncurves: tensorboard --logdir %s", runs.shown(logs if logs in directory.parents else directory))
+        shown = runs.shown(logs if logs in directory.parents else directory)
+        log.info("\ncurves: %s --logdir %s", _tensorboard(), shown)
 
 
 def _name(section: config.Section) -> str:
-    return str(type(section).__struct_config__.tag)
+    name = str(type(section).__struct_config__.tag)
+    class_path = getattr(section, "class_path", None)
+    return name if class_path is None else f"{name} ({class_path})"
+
+
+def _tensorboard() -> str:
+    """The command as it can be typed: the one beside this Python where PATH has none."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    return "tensorboard" if shutil.which("tensorboard") or not beside.exists() else runs.shown(beside)

@@ -1,5 +1,6 @@
 """Run directories: their names, what they hold, and how a run is found again. Imports no torch."""
 
+import contextlib
 import os
 import secrets
 from collections.abc import Mapping
@@ -63,6 +64,8 @@ def find(reference: str, key: str) -> StoredRun:
     """
     key = f"{key}={reference}"
     if reference == "latest":
+        if LATEST.is_symlink() and not LATEST.exists():
+            raise UserError(f"{key}: {LATEST} points at a run that is gone, {LATEST.readlink()}")
         if not LATEST.exists():
             raise UserError(f"{key}: there is no run yet: {LATEST} is missing")
         return StoredRun(LATEST.resolve())
@@ -102,6 +105,14 @@ def taken(directory: Path) -> str:
     return f"hydra.run.dir={directory}: it holds a run; go on with it (resume={directory}) or choose another directory"
 
 
+def leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value of a nested configuration under its dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
 def point_latest(directory: Path) -> None:
     """Lets ``logs/latest`` point at the run, replacing the link in one step."""
     LATEST.parent.mkdir(parents=True, exist_ok=True)
@@ -111,11 +122,18 @@ def point_latest(directory: Path) -> None:
 
 
 def discard(directory: Path) -> None:
-    """Takes away the directory of a run that never began; files that are not the run's stay."""
-    for path in [*(directory / ".hydra").glob("*.yaml"), directory / CONFIG, *directory.glob("*.log")]:
+    """Takes away what a run that never began has put into its directory, and the directory if nothing else is there."""
+    (directory / CONFIG).unlink(missing_ok=True)
+    ours = {directory / ".hydra" / f"{name}.yaml" for name in ("config", "hydra", "overrides")} | {
+        directory / "train.log"
+    }
+    if {path for path in directory.rglob("*") if path.is_file()} - ours:
+        return  # of somebody who wanted the run beside files of their own
+    for path in ours:
         path.unlink(missing_ok=True)
-    for folder in (directory / ".hydra", directory, directory.parent):  # the last: the day's, if now empty
-        try:
+    folders = [directory / ".hydra", directory]
+    if directory.is_relative_to(LATEST.parent.absolute()):
+        folders += [directory.parent, directory.parents[1]]  # the day, and what holds the days, where now empty
+    with contextlib.suppress(OSError):
+        for folder in folders:
             folder.rmdir()
-        except OSError:
-            return

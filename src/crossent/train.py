@@ -2,19 +2,25 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crossent import cli
-from crossent.config import TrainConfig
+if TYPE_CHECKING:
+    from crossent.config import TrainConfig
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; see ``crossent-train --help``."""
+    try:
+        from crossent import cli  # here, so that a Ctrl-C while it is imported is answered like any other
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(cli.run("train", _task, arguments))
 
 
-def _task(config: TrainConfig, plain: dict[str, Any], directory: Path) -> object:
-    from crossent.training import train  # brings torch and Lightning in: seconds that a wrong override need not wait
+def _task(config: "TrainConfig", plain: dict[str, Any], directory: Path) -> object:
+    if sys.stdout.isatty():
+        print("loading PyTorch …", end="\r", flush=True)  # it takes seconds; the header is written over it
+    from crossent.training import train  # only now: a wrong override need not wait for it
 
     return train(config, plain, directory)
 

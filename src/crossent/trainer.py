@@ -10,14 +10,14 @@ import msgspec
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import Strategy
 from typing_extensions import override
 
 from crossent import config, runs
-from crossent.callbacks.checkpoints import LastCheckpoint
+from crossent.callbacks.checkpoints import MONITORED, BestCheckpoint, LastCheckpoint
 from crossent.callbacks.progress import Console
 from crossent.custom import make
 from crossent.errors import UserError
@@ -31,7 +31,6 @@ _NOT_IN_BAREBONES = (
     "enable_progress_bar",
     "enable_model_summary",
 )
-_MONITORED = "val/cost"
 
 
 class _Unprofiled(PassThroughProfiler):
@@ -88,7 +87,7 @@ def _loggers(chosen: config.TrainConfig, directory: Path, last: LastPoints, star
         case config.NoLogger():
             return [last]
         case config.TensorBoardLogger(flush_seconds=seconds):
-            return [last, TensorBoard(directory, flush_seconds=seconds, purge_step=start)]
+            return [last, TensorBoard(directory, flush_seconds=seconds, start=start)]
 
 
 def _callbacks(
@@ -96,22 +95,16 @@ def _callbacks(
 ) -> list[lightning.Callback]:
     callbacks: list[lightning.Callback] = [Console(last, validates=validates, bar=chosen.trainer.enable_progress_bar)]
     stopping = chosen.callbacks.early_stopping
-    if validates and stopping.patience is not None:
+    overfits = bool(chosen.trainer.overfit_batches)  # on purpose: val/cost is meant to rise
+    if validates and stopping.patience is not None and not overfits:
         callbacks.append(
-            EarlyStopping(_MONITORED, patience=stopping.patience, min_delta=stopping.min_delta, check_finite=False)
+            EarlyStopping(MONITORED, patience=stopping.patience, min_delta=stopping.min_delta, check_finite=False)
         )
     if not chosen.trainer.enable_checkpointing or chosen.trainer.fast_dev_run:
         return callbacks
     folder = directory / runs.CHECKPOINTS
     if validates:
-        best = ModelCheckpoint(
-            folder,
-            filename=Path(runs.BEST_CHECKPOINT).stem,
-            monitor=_MONITORED,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
-        callbacks.append(best)
+        callbacks.append(BestCheckpoint(folder / runs.BEST_CHECKPOINT))
     saving = chosen.callbacks.checkpoint
     # After `best`, so that the last checkpoint knows of the best one.
     callbacks.append(
@@ -126,14 +119,14 @@ def _hardware(chosen: config.AnyAccelerator) -> dict[str, Any]:
     """Trainer's arguments ``accelerator`` and, for a class of the user's own, ``strategy``."""
     match chosen:
         case config.CustomAccelerator():
-            match make("accelerator", chosen.target, chosen.arguments, object):
+            match make("accelerator", chosen.class_path, chosen.arguments, object):
                 case Strategy() as strategy:
                     return {"strategy": strategy}
                 case Accelerator() as accelerator:
                     return {"accelerator": accelerator}
                 case other:
                     raise UserError(
-                        f"accelerator._target_={chosen.target}: has to be a Lightning Accelerator or Strategy, "
+                        f"accelerator._target_={chosen.class_path}: has to be a Lightning Accelerator or Strategy, "
                         f"not a {type(other).__name__}"
                     )
         case config.GpuAccelerator() if not torch.cuda.is_available():

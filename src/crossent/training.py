@@ -1,6 +1,7 @@
 """A training run, from the checked configuration to metrics.json."""
 
 import contextlib
+import json
 import logging
 import pickle
 import time
@@ -8,15 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from crossent import config, data, losses, optim, reporting, runs, trainer
+from crossent import config, data, losses, optim, reporting, runs, starting, trainer
 from crossent.callbacks.checkpoints import Interrupted
-from crossent.classifier import SoftmaxClassifier
+from crossent.classifier import CHECKPOINT_KEY, SoftmaxClassifier
 from crossent.errors import UserError
 from crossent.head import Head
 from crossent.loggers import LastPoints, TensorBoard
@@ -45,10 +46,13 @@ def train(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path) ->
     reporting.quieten()
     new = chosen.resume is None
     checkpoint = None if new else runs.find(str(chosen.resume), "resume").newest_checkpoint
-    start = 0 if checkpoint is None else _steps_of(checkpoint)
-    if checkpoint is not None and _finished(chosen, directory, start):
-        log.info("%s: already finished after %d steps; nothing to do", runs.shown(directory), start)
+    stored = None if checkpoint is None else _load(checkpoint)
+    if stored is not None and _finished(plain, directory, stored):
+        log.info("%s: already finished after %d steps; nothing to do", runs.shown(directory), stored["global_step"])
         return {}
+    if stored is not None:
+        starting.check_kept(stored[CHECKPOINT_KEY]["config"], plain)  # config.yaml may have been edited since
+    start = 0 if stored is None else int(stored["global_step"])
     if new:
         runs.claim(directory, plain)
     try:
@@ -57,21 +61,30 @@ def train(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path) ->
         if new:
             runs.discard(directory)
         raise
-    runs.point_latest(directory)
+    if not chosen.trainer.fast_dev_run:  # a try-out, not a run to come back to
+        runs.point_latest(directory)
     reporting.print_header(chosen, run.data, run.classifier, run.trainer, directory)
     if not new:
         reporting.print_resume(checkpoint, start)
-    with _threads(chosen.accelerator.threads, run.data.batch_rows * run.classifier.head.weight.numel()):
-        seconds = _fit(run)
-        steps = run.trainer.global_step
+    with _process_settings(chosen, run):
+        seconds = _fit(run, plain)
+        steps = max(start, run.trainer.global_step)
         if run.data.rows("test") and not chosen.trainer.barebones:
-            _test(run)
+            _test(run, plain)
     for logger in run.trainer.loggers:
         if isinstance(logger, TensorBoard):
             logger.close()
     if not chosen.trainer.fast_dev_run:
         run.last.write(directory / runs.METRICS, steps=steps, seconds=seconds)
-    reporting.print_results(chosen, run.last, directory, steps=steps, seconds=seconds)
+    stopping = run.trainer.early_stopping_callback
+    reporting.print_results(
+        chosen,
+        run.last,
+        directory,
+        steps=steps,
+        seconds=seconds,
+        stopped_early=stopping is not None and stopping.stopping_reason_message is not None,
+    )
     return {tag: value for tag, (_, value) in run.last.points.items()}
 
 
@@ -92,8 +105,9 @@ def _prepare(
 ) -> _Run:
     """Everything that can fail through a mistake of the user's, before anything is written."""
     lightning.seed_everything(chosen.seed, verbose=False)
-    module = data.build(chosen.data, seed=chosen.seed, shuffle=not chosen.trainer.overfit_batches)
+    module = data.build(chosen)
     module.setup()
+    _check_validation(chosen, module)
     classes, columns = len(module.facts.classes), len(module.facts.columns)
     loss = losses.build(chosen.loss, classes)
     outputs = loss.outputs(classes)
@@ -120,63 +134,97 @@ def _prepare(
     return _Run(directory, module, classifier, loop, last, checkpoint)
 
 
-def _fit(run: _Run) -> float:
+def _check_validation(chosen: config.TrainConfig, module: data.DataModule) -> None:
+    """Refuses an interval that never comes, on which Lightning would stop with a traceback."""
+    interval, batches = chosen.trainer.val_check_interval, len(module.train_dataloader())
+    within_epochs = chosen.trainer.check_val_every_n_epoch is not None
+    if module.rows("val") and within_epochs and isinstance(interval, int) and interval > batches:
+        raise UserError(
+            f"trainer.val_check_interval={interval}: with check_val_every_n_epoch it counts within an epoch, which has "
+            f"{batches} batch{'es' * (batches != 1)}; use 1.0 for once an epoch"
+        )
+
+
+def _fit(run: _Run, plain: dict[str, Any]) -> float:
     """Trains, and returns the seconds it took."""
     started = time.perf_counter()
-    try:
+    with _interruptible(run, plain):
         run.trainer.fit(
             run.classifier,
             datamodule=run.data,
             ckpt_path=run.checkpoint,
             weights_only=True if run.checkpoint else None,
         )
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-    except Interrupted:
-        how = f"to go on: crossent-train resume={runs.shown(run.directory)}"
-        raise KeyboardInterrupt(f" after {run.trainer.global_step} steps; {how}") from None
-    except SystemExit:  # what Lightning makes of a Ctrl-C outside of the steps
-        raise KeyboardInterrupt(" before the first step") from None
     return time.perf_counter() - started
 
 
-def _test(run: _Run) -> None:
+def _test(run: _Run, plain: dict[str, Any]) -> None:
     """Tests the best weights where there is a val split to tell them, else the last."""
     best = run.directory / runs.CHECKPOINTS / runs.BEST_CHECKPOINT
     path = best if best.exists() else None
-    run.trainer.test(
-        run.classifier, datamodule=run.data, ckpt_path=path, weights_only=True if path else None, verbose=False
-    )
-
-
-def _steps_of(checkpoint: Path) -> int:
-    """The optimiser steps behind a checkpoint."""
-    try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"resume: {checkpoint} is no whole checkpoint: {why}") from error
-
-
-def _finished(chosen: config.TrainConfig, directory: Path, start: int) -> bool:
-    """Whether nothing is left to do: the run ended, and its limits have not been raised since."""
-    if start >= chosen.trainer.max_steps > 0:
-        return True
-    if not (directory / runs.METRICS).exists():
-        return False
-    stored = runs.StoredRun(directory).config("resume")
-    limits = ("max_steps", "max_epochs", "max_time")
-    return all(stored["trainer"][limit] == getattr(chosen.trainer, limit) for limit in limits)
+    with _interruptible(run, plain):
+        run.trainer.test(
+            run.classifier, datamodule=run.data, ckpt_path=path, weights_only=True if path else None, verbose=False
+        )
 
 
 @contextlib.contextmanager
-def _threads(chosen: Literal["auto"] | int, multiply_adds: int) -> Iterator[None]:
-    """Sets how many CPU threads work on one operation, for as long as the run takes."""
-    before = torch.get_num_threads()
-    if chosen == "auto":
-        chosen = 1 if multiply_adds < _TINY else before
-    torch.set_num_threads(chosen)
+def _interruptible(run: _Run, plain: dict[str, Any]) -> Iterator[None]:
+    """Words what ends a run early.
+
+    Raises:
+        UserError: arguments that Lightning refuses only now.
+        KeyboardInterrupt: the user interrupted; the text says after which step, and how to go on.
+    """
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    except (Interrupted, SystemExit):  # the latter is what Lightning makes of a Ctrl-C that it sees itself
+        how = ""
+        if runs.StoredRun(run.directory).newest_checkpoint is not None:
+            how = f"; to go on: {starting.command_to_resume(run.directory, plain)}"
+        raise KeyboardInterrupt(f" after {run.trainer.global_step} steps{how}") from None
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    try:
+        stored: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        _ = stored["global_step"], stored[CHECKPOINT_KEY]
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        instead = "another checkpoint of the run may be whole, or start anew with config="
+        raise UserError(
+            f"resume={checkpoint}: no whole checkpoint ({why}); {instead}{runs.shown(checkpoint.parents[1])}"
+        ) from error
+    return stored
+
+
+def _finished(plain: dict[str, Any], directory: Path, stored: dict[str, Any]) -> bool:
+    """Whether nothing is left to do: the run has its results, and what ended it has not been changed since."""
+    try:
+        steps = json.loads((directory / runs.METRICS).read_text())["steps"]
+    except (OSError, ValueError, KeyError):
+        return False
+    if steps != stored["global_step"]:
+        return False
+    if steps >= plain["trainer"]["max_steps"] > 0:
+        return True
+    before = stored[CHECKPOINT_KEY]["config"]
+    return all(plain[section] == before[section] for section in ("trainer", "callbacks"))
+
+
+@contextlib.contextmanager
+def _process_settings(chosen: config.TrainConfig, run: _Run) -> Iterator[None]:
+    """Sets how many CPU threads work on one operation; afterwards it and ``deterministic`` are as they were."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    if chosen.accelerator.threads != "auto":
+        torch.set_num_threads(chosen.accelerator.threads)
+    elif run.data.batch_rows * run.classifier.head.weight.numel() < _TINY:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)

@@ -1,5 +1,6 @@
-"""Keeps last.ckpt, so that a run can go on where it was, and stops a run on Ctrl-C between two steps."""
+"""Keeps best.ckpt and last.ckpt, and stops a run on Ctrl-C between two steps."""
 
+import math
 import random
 import signal
 import threading
@@ -15,6 +16,7 @@ from typing_extensions import override
 
 from crossent.loggers import LastPoints
 
+MONITORED = "val/cost"
 Handler = Any  # what signal.signal takes and returns
 
 
@@ -23,6 +25,37 @@ class Interrupted(BaseException):
 
     Not a KeyboardInterrupt, on which Lightning ends the process by itself.
     """
+
+
+class BestCheckpoint(Checkpoint):
+    """Keeps the weights with the lowest ``val/cost`` in ``best.ckpt``.
+
+    Lightning's ModelCheckpoint forgets the best value when a run directory was moved; this one stores no path.
+
+    Args:
+        path: of the checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._best = math.inf
+
+    @override
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        cost = float(trainer.callback_metrics[MONITORED])
+        if cost < self._best:
+            self._best = cost
+            trainer.save_checkpoint(self._path, weights_only=False)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = state_dict["best"]
 
 
 class LastCheckpoint(Checkpoint):
@@ -113,8 +146,9 @@ class LastCheckpoint(Checkpoint):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state until training starts, since what comes before it draws random numbers too."""
+        """Takes the points in; the rest waits until training starts, since what comes before draws numbers too."""
         self._loaded = state_dict
+        self._last.points |= {tag: (step, value) for tag, (step, value) in state_dict["points"].items()}
 
     def _go_on(self, trainer: lightning.Trainer) -> None:
         if not self._loaded:
@@ -127,7 +161,7 @@ class LastCheckpoint(Checkpoint):
         # Readers forget the old points from this step on. Those of a validation at this very step are known, though,
         # and will not be computed again.
         for tag, (step, value) in self._loaded["points"].items():
-            for logger in trainer.loggers if step >= trainer.global_step else [self._last]:
+            for logger in trainer.loggers if step >= trainer.global_step else ():
                 logger.log_metrics({tag: value}, step)
         self._loaded = {}
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as lightning
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _ROWS = 10  # of the table, at least; the notebook prints as many
+_LONGEST_SILENCE = 10  # seconds
 _COLUMNS = ("train/cost", "val/cost", "val/accuracy")
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class Console(lightning.Callback):
         self._stride = 1
         self._next_row = 0
         self._last_row = -1
+        self._row_at = time.monotonic()
         self._columns = _COLUMNS if validates else _COLUMNS[:1]
 
     @override
@@ -77,12 +80,16 @@ class Console(lightning.Callback):
     def _print_row(self) -> None:
         """Prints the newest point of train/cost, if it is due."""
         step, _ = self._last.points.get("train/cost", (-1, 0.0))
-        if step < self._next_row:
+        waited = step > self._last_row and time.monotonic() - self._row_at > _LONGEST_SILENCE
+        if step < self._next_row and not waited:
             return
-        values = [self._last.points.get(tag) for tag in self._columns]
-        cells = ["" if point is None else f"{point[1]:.6f}" for point in values]
+        cells = []
+        for tag in self._columns:
+            at, value = self._last.points.get(tag, (-1, 0.0))
+            # A validation stands in the row that comes after it, and in no other.
+            cells.append(f"{value:.6f}" if self._last_row < at <= step else "")
         log.info("%8d" + "  %12s" * len(cells), step, *cells)
-        self._last_row = step
+        self._last_row, self._row_at = step, time.monotonic()
         self._next_row = (step // self._stride + 1) * self._stride
 
     def _show_bar(self, total: int | None, done: int) -> None:

@@ -25,58 +25,79 @@ class Batch:
 
 
 class BatchLoader:
-    """Serves a table batch by batch, each one slice of a permutation; no row is touched by Python.
+    """Serves a table batch by batch, in order; no row is touched by Python.
 
-    It goes on where its state says, also in the middle of an epoch. An epoch's permutation follows from seed and
-    epoch alone, so the state is two numbers.
+    Args:
+        table: the rows.
+        batch_size: rows a batch, at most all of them; the last batch may be smaller.
+    """
+
+    def __init__(self, table: Table, batch_size: int) -> None:
+        self._table = table
+        self._batch_size = min(batch_size, len(table))
+
+    def __len__(self) -> int:
+        """Batches that hold all rows."""
+        return -(-len(self._table) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """All batches."""
+        for index in range(len(self)):
+            yield self._batch(index)
+
+    def _batch(self, index: int, order: Tensor | None = None) -> Batch:
+        """The batch at an index, of the rows as they are or in another order."""
+        rows: Any = slice(index * self._batch_size, (index + 1) * self._batch_size)
+        if order is not None:
+            rows = order[rows]
+        return Batch(self._table.features[rows], self._table.targets[rows])
+
+
+class TrainLoader(BatchLoader):
+    """Serves a table for training: a stream of epochs, each in an order of its own, that can go on anywhere.
+
+    The order of an epoch follows from seed and epoch alone, and the place in the stream is one number, so that the
+    same batch comes at the same place however often the stream was left. In particular it does not depend on where
+    Lightning sees an epoch end when it resumes.
 
     Args:
         table: the rows.
         batch_size: rows a batch, at most all of them; the last batch of an epoch may be smaller.
         shuffle: a new order every epoch. Where one batch has all rows, their order does not matter and stays.
-        seed: of the permutations.
+        seed: of the orders.
+        limit: Lightning's ``limit_train_batches``, after which it calls an epoch done: a count, or a fraction of the
+            batches; None: all.
     """
 
-    def __init__(self, table: Table, batch_size: int, *, shuffle: bool, seed: int) -> None:
-        self._table = table
-        self._batch_size = min(batch_size, len(table))
+    def __init__(
+        self, table: Table, batch_size: int, *, shuffle: bool, seed: int, limit: int | float | None = None
+    ) -> None:
+        super().__init__(table, batch_size)
         self._shuffle = shuffle and self._batch_size < len(table)
         self._seed = seed
-        self._epoch = 0
-        self._consumed = 0  # batches of this epoch that were handed out
-        self._goes_on = False  # in the middle of an epoch, after load_state_dict
-
-    def __len__(self) -> int:
-        """Batches an epoch."""
-        return -(-len(self._table) // self._batch_size)
+        # As Lightning reckons; `len` stays that of all rows, since Lightning applies the limit to it.
+        allowed = int(limit * len(self)) if isinstance(limit, float) else limit
+        self._batches_an_epoch = len(self) if allowed is None else max(1, min(allowed, len(self)))
+        self._served = 0  # batches, since the stream began
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the next epoch; after `load_state_dict` those left of the one under way."""
-        if self._consumed and not self._goes_on:
-            self._epoch, self._consumed = self._epoch + 1, 0
-        self._goes_on = False
-        order = self._order()
-        while self._consumed < len(self):
-            start = self._consumed * self._batch_size
-            self._consumed += 1  # before the yield: a state taken while a batch is in use counts that batch
-            stop = start + self._batch_size
-            if order is None:
-                yield Batch(self._table.features[start:stop], self._table.targets[start:stop])
-            else:
-                rows = order[start:stop]
-                yield Batch(self._table.features[rows], self._table.targets[rows])
+        """The batches of the epoch under way that are left, or those of the next one."""
+        epoch, begun = divmod(self._served, self._batches_an_epoch)
+        order = self._order(epoch)
+        for index in range(begun, self._batches_an_epoch):
+            self._served += 1  # before the yield: a state taken while a batch is in use counts that batch
+            yield self._batch(index, order)
 
-    def _order(self) -> Tensor | None:
+    def _order(self, epoch: int) -> Tensor | None:
         if not self._shuffle:
             return None
-        generator = torch.Generator().manual_seed(self._seed * 2**31 + self._epoch)
+        generator = torch.Generator().manual_seed(self._seed * 2**31 + epoch)
         return torch.randperm(len(self._table), generator=generator)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands."""
-        return {"epoch": self._epoch, "consumed": self._consumed}
+    def state_dict(self) -> dict[str, int]:
+        """The place in the stream."""
+        return {"served": self._served}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where a state was taken; after the last batch of an epoch that is the next epoch's first."""
-        self._epoch, self._consumed = state["epoch"], state["consumed"]
-        self._goes_on = self._consumed < len(self)
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on at a place in the stream."""
+        self._served = state["served"]

@@ -1,18 +1,20 @@
 """The LightningDataModule: a source's rows, split, standardised and served in batches."""
 
+from typing import Any
+
 import lightning.pytorch as lightning
 import torch
 
 from crossent import config
 from crossent.custom import make
 from crossent.data.bundled import Bundled
-from crossent.data.loader import BatchLoader
+from crossent.data.loader import BatchLoader, TrainLoader
 from crossent.data.split import Split, stratified
 from crossent.data.table import DataFacts, Source, Standardization, Table
 from crossent.data.toy import Toy
 from crossent.errors import UserError
 
-_EVALUATION_ROWS = 65_536  # bounds the memory of the logits; larger batches are no faster
+_EVALUATION_LOGITS = 4_000_000  # a batch, which bounds its memory; larger batches are no faster
 
 
 class DataModule(lightning.LightningDataModule):
@@ -26,6 +28,7 @@ class DataModule(lightning.LightningDataModule):
         standardize: whether features are brought to mean 0 and standard deviation 1 of the training rows.
         shuffle: whether every epoch has its own order.
         seed: of split and order.
+        limit: batches after which Lightning calls an epoch done; see `TrainLoader`.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class DataModule(lightning.LightningDataModule):
         standardize: bool = False,
         shuffle: bool = True,
         seed: int = 0,
+        limit: int | float | None = None,
     ) -> None:
         super().__init__()
         self._source = source
@@ -46,6 +50,7 @@ class DataModule(lightning.LightningDataModule):
         self._standardize = standardize
         self._shuffle = shuffle
         self._seed = seed
+        self._limit = limit
         self._tables: dict[str, Table] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -67,6 +72,9 @@ class DataModule(lightning.LightningDataModule):
         counts = torch.bincount(train.targets, minlength=len(table.classes)).tolist()
         self._facts = DataFacts(table.classes, table.columns, tuple(counts), standardization)
         self._tables = {name: table.take(rows) for name, rows in zip(Split._fields, split, strict=True)}
+        self._train_loader = TrainLoader(
+            self._tables["train"], self.batch_rows, shuffle=self._shuffle, seed=self._seed, limit=self._limit
+        )
 
     @property
     def facts(self) -> DataFacts:
@@ -82,9 +90,17 @@ class DataModule(lightning.LightningDataModule):
         """Rows of a full training batch; after `setup`."""
         return min(self._batch_size or self.rows("train"), self.rows("train"))
 
-    def train_dataloader(self) -> BatchLoader:
-        """Shuffled batches of the training rows."""
-        return BatchLoader(self._tables["train"], self.batch_rows, shuffle=self._shuffle, seed=self._seed)
+    def train_dataloader(self) -> TrainLoader:
+        """Shuffled batches of the training rows; the same loader at each call, since it knows where it stands."""
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training loader stands. Lightning saves that too, but does not always load it."""
+        return {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where a state was taken; after `setup`."""
+        self._train_loader.load_state_dict(state_dict["train"])
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """The validation rows in order; nothing where there is no such split."""
@@ -96,23 +112,26 @@ class DataModule(lightning.LightningDataModule):
 
     def _evaluation(self, split: str) -> BatchLoader | list[BatchLoader]:
         table = self._tables[split]
-        return BatchLoader(table, _EVALUATION_ROWS, shuffle=False, seed=0) if len(table) else []
+        rows = max(1, _EVALUATION_LOGITS // len(table.classes))
+        return BatchLoader(table, rows) if len(table) else []
 
 
-def build(chosen: config.AnyData, *, seed: int, shuffle: bool = True) -> DataModule:
-    """Makes the data module for the section ``data`` of the configuration.
+def build(chosen: config.TrainConfig) -> DataModule:
+    """Makes the data module that the configuration asks for.
 
     Raises:
         UserError: a class of the user's own that cannot be made.
     """
+    rows = chosen.data
     return DataModule(
-        _source(chosen),
-        batch_size=None if chosen.batch_size == "full" else chosen.batch_size,
-        val_fraction=chosen.val_fraction,
-        test_fraction=chosen.test_fraction,
-        standardize=chosen.standardize,
-        shuffle=shuffle,
-        seed=seed,
+        _source(rows),
+        batch_size=None if rows.batch_size == "full" else rows.batch_size,
+        val_fraction=rows.val_fraction,
+        test_fraction=rows.test_fraction,
+        standardize=rows.standardize,
+        shuffle=not chosen.trainer.overfit_batches,  # the same batches again and again
+        seed=chosen.seed,
+        limit=chosen.trainer.overfit_batches or chosen.trainer.limit_train_batches,
     )
 
 
@@ -129,7 +148,7 @@ def _source(chosen: config.AnyData) -> Source:
         case config.BreastCancerData():
             return Bundled("breast_cancer")
         case config.CustomData():
-            return make("data", chosen.target, chosen.arguments, Source)
+            return make("data", chosen.class_path, chosen.arguments, Source)
 
 
 def _checked(table: Table) -> Table:

@@ -30,7 +30,7 @@ def stratified(targets: Tensor, classes: tuple[str, ...], val: float, test: floa
         seed: of the draw.
 
     Raises:
-        UserError: a class of a single row, or a fraction of so few rows that it holds none.
+        UserError: a class of a single row, or a fraction that holds no row or leaves a class none to train on.
     """
     if val == 0 and test == 0:
         nothing = torch.empty(0, dtype=torch.int64)
@@ -66,4 +66,8 @@ def _share(counts: Tensor, fraction: float, available: Tensor, key: str) -> Tens
     for label in torch.argsort(exact - taken, descending=True, stable=True):
         if int(taken.sum()) < wanted and taken[label] < available[label]:
             taken[label] += 1
+    if int(taken.sum()) < wanted:
+        raise UserError(
+            f"{key}={fraction:g}: {wanted} of {int(counts.sum())} rows would leave a class none to train on"
+        )
     return taken

@@ -31,4 +31,4 @@ def build(chosen: config.AnyLoss, classes: int) -> Loss:
         case config.BinaryLoss():
             return Binary(chosen.pos_weight)
         case config.Custom():
-            return make("loss", chosen.target, chosen.arguments, Loss)
+            return make("loss", chosen.class_path, chosen.arguments, Loss)

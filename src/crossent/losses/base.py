@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -60,7 +61,8 @@ class LogitLoss(Loss):
     def forward(self, features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Totals:
         """Sums the costs of the rows; see `Loss.forward`."""
         costs = self.cost(F.linear(features, weight, bias), targets)
-        return Totals(costs.sum(), float(len(targets)))
+        exact = torch.promote_types(costs.dtype, torch.float32)  # 16 bits overflow at 65,504
+        return Totals(costs.sum(dtype=exact), float(len(targets)))
 
     @abstractmethod
     def cost(self, logits: Tensor, targets: Tensor) -> Tensor:

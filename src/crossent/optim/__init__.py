@@ -8,7 +8,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from crossent import config
 from crossent.custom import make
-from crossent.errors import UserError
 
 __all__ = ["OptimizerFactory", "SchedulerFactory", "build_optimizer", "build_scheduler"]
 
@@ -56,7 +55,7 @@ def build_optimizer(chosen: config.AnyOptimizer, parameters: Iterable[Parameter]
                 line_search_fn=chosen.line_search_fn,
             )
         case config.Custom():
-            return make("optimizer", chosen.target, chosen.arguments, Optimizer, parameters)
+            return make("optimizer", chosen.class_path, chosen.arguments, Optimizer, parameters)
 
 
 def build_scheduler(chosen: config.AnyScheduler, optimizer: Optimizer, steps: int | float) -> LRScheduler | None:
@@ -65,20 +64,17 @@ def build_scheduler(chosen: config.AnyScheduler, optimizer: Optimizer, steps: in
     Args:
         chosen: the section.
         optimizer: whose learning rate it sets.
-        steps: optimiser steps of the whole run, infinite where nobody knows.
+        steps: optimiser steps of the whole run; infinite where nobody knows, which config.py refuses for `cosine`.
 
     Raises:
-        UserError: a schedule over the whole run, of which nobody knows the length.
+        UserError: a class of the user's own that cannot be made.
     """
     match chosen:
         case config.NoScheduler():
             return None
         case config.CosineScheduler():
-            length = chosen.steps or steps
-            if length == float("inf"):
-                raise UserError("scheduler.steps=null: the run's length is not known; give the number of steps")
-            return CosineAnnealingLR(optimizer, T_max=int(length), eta_min=chosen.eta_min)
+            return CosineAnnealingLR(optimizer, T_max=chosen.steps or int(steps), eta_min=chosen.eta_min)
         case config.StepScheduler():
             return StepLR(optimizer, step_size=chosen.step_size, gamma=chosen.gamma)
         case config.Custom():
-            return make("scheduler", chosen.target, chosen.arguments, LRScheduler, optimizer)
+            return make("scheduler", chosen.class_path, chosen.arguments, LRScheduler, optimizer)

@@ -1,0 +1,172 @@
+"""What a run starts from: conf/ alone, or a configuration that an earlier run stored. Imports no torch."""
+
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from crossent import runs
+from crossent.checking import show
+from crossent.composing import conf_directory, parse
+from crossent.config import NAMED_GROUPS
+from crossent.errors import UserError
+
+#: What a resumed run keeps, so that it stays the run it was.
+_KEPT = ("seed", "data", "model", "loss", "optimizer", "scheduler")
+#: What says how long a run is.
+_LIMITS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
+_INSTEAD = "; to start a new run from that configuration type config= instead of resume="
+
+
+@dataclass(frozen=True)
+class Request:
+    """What Hydra is to compose.
+
+    Attributes:
+        config_name: the primary configuration.
+        overrides: those that were typed, and ours.
+        mode: whether one run was asked for or a sweep.
+        typed: the keys that were typed.
+        resumed: the stored configuration of the run to go on with, or None for a new run.
+    """
+
+    config_name: str
+    overrides: list[str]
+    mode: RunMode
+    typed: frozenset[str] = frozenset()
+    resumed: dict[str, Any] | None = field(default=None)
+
+    def check_unchanged(self, composed: dict[str, Any]) -> None:
+        """Refuses a resumed run that would be another one than it was.
+
+        Keys that have come since that run was stored have no value there, and count only when typed.
+
+        Raises:
+            UserError: seed, data, model, loss, optimizer or scheduler differ from the stored ones, or a schedule over
+                the whole run would no longer fit its length.
+        """
+        if self.resumed is None:
+            return
+        check_kept(self.resumed, composed, self.typed)
+        old, new = runs.leaves(self.resumed), runs.leaves(composed)
+        for key in _LIMITS:
+            if new.get("scheduler.name") == "cosine" and new["scheduler.steps"] is None and old.get(key) != new[key]:
+                raise UserError(
+                    f"{key}={show(new[key])}: the run's cosine schedule was laid out for {key}={show(old.get(key))}"
+                    + _INSTEAD
+                )
+
+
+def check_kept(stored: dict[str, Any], composed: dict[str, Any], typed: frozenset[str] = frozenset()) -> None:
+    """Refuses what would make a resumed run another one than it was.
+
+    Raises:
+        UserError: seed, data, model, loss, optimizer or scheduler differ in a key that is stored or was typed.
+    """
+    old, new = runs.leaves(stored), runs.leaves(composed)
+    for key in sorted(new, key=lambda key: (not key.endswith(".name"), key)):  # another choice before what it entails
+        section = key.split(".")[0]
+        if section in _KEPT and (key in old or key in typed) and old.get(key) != new[key]:
+            there = f"there {key}={show(old[key])}" if key in old else "there it is not set"
+            raise UserError(f"{key}={show(new[key])}: a resumed run keeps its {section} ({there}){_INSTEAD}")
+
+
+def request(config_name: str, overrides: list[str], *, multirun: bool) -> Request:
+    """Reads ``config=`` and ``resume=`` from the overrides, as they decide what to compose from.
+
+    Raises:
+        UserError: an override that cannot be read, or a run that does not exist.
+    """
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+    typed = parse(overrides)
+    start, resume = _text(typed, "config"), _text(typed, "resume")
+    if resume is None:
+        if start is None:
+            return Request(config_name, overrides, mode)
+        run = runs.find(start, "config")
+        stored = run.config(f"config={start}")
+        found = f"config={_quoted(run.directory / runs.CONFIG)}"
+        return Request(_stored_as_primary(config_name, stored, typed), [*overrides, found], mode)
+    key = f"resume={resume}"
+    if multirun:
+        raise UserError(f"{key}: a sweep starts new runs; resume goes on with one")
+    if start is not None:
+        raise UserError(f"{key}: goes on with that run's configuration; leave config={start} out")
+    if any(each.key_or_group == "hydra.run.dir" for each in typed):
+        raise UserError(f"{key}: goes on in that run's directory; leave hydra.run.dir out")
+    run = runs.find(resume, "resume")
+    stored = run.config(key)
+    ours = [
+        f"resume={_quoted(run.checkpoint or run.directory)}",  # found once: `latest` may be another run a second later
+        f"hydra.run.dir={_quoted(run.directory)}",
+        "hydra.output_subdir=null",  # .hydra/ stays as the run began
+    ]
+    keys = frozenset(each.key_or_group for each in typed)
+    return Request(_stored_as_primary(config_name, stored, typed), [*overrides, *ours], mode, keys, stored)
+
+
+def command_to_resume(directory: Path, composed: dict[str, Any]) -> str:
+    """What to type in a shell to go on with the run, as it is configured now."""
+    stored = runs.leaves(runs.StoredRun(directory).config("resume"))
+    changed = [
+        f"{key}={show(value)}"
+        for key, value in runs.leaves(composed).items()
+        if key not in ("resume", "config") and stored.get(key) != value
+    ]
+    path = runs.shown(directory)
+    resume = f"resume={path}" if re.fullmatch(r"[A-Za-z0-9_./:@-]+", path) else f"resume={_quoted(path)}"
+    return " ".join(["crossent-train", *(shlex.quote(override) for override in [resume, *changed])])
+
+
+def _quoted(path: Path | str) -> str:
+    """A path as a value that Hydra's grammar takes whatever characters it has."""
+    escaped = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), str(path))
+    return f"'{escaped}'"
+
+
+def _text(typed: list[Override], key: str) -> str | None:
+    """The text that was typed for a key, if it was."""
+    for override in reversed(typed):
+        if override.key_or_group == key and not override.is_delete():
+            if override.is_sweep_override():
+                raise UserError(f"{override.input_line}: takes one value, in a sweep as well")
+            value = override.value()
+            if value == "":
+                raise UserError(f"{key}=: empty; give latest, a run directory or a file in one")
+            return None if value is None else str(value)
+    return None
+
+
+def _stored_as_primary(config_name: str, stored: dict[str, Any], typed: list[Override]) -> str:
+    """Stores a primary configuration for Hydra that starts from ``stored``, and returns its name.
+
+    The stored values come after the groups' files, so they win over today's defaults, while keys that have come
+    since get theirs; a group of which another choice is typed now, or several, leaves its stored section out.
+    """
+    choices = {each.key_or_group: None if each.is_sweep_override() else each.value() for each in typed}
+    if "experiment" in choices:
+        line = next(each.input_line for each in typed if each.key_or_group == "experiment")
+        raise UserError(f"{line}: starts from a configuration of its own; leave it out with config= or resume=")
+    stored = {**stored, "config": None, "resume": None}
+    primary = yaml.safe_load((conf_directory() / f"{config_name}.yaml").read_text())
+    defaults: list[Any] = []
+    for entry in primary["defaults"]:
+        if not isinstance(entry, dict):
+            continue
+        (group, choice), *_ = entry.items()
+        section = stored.get(group)
+        if group in NAMED_GROUPS and isinstance(section, dict) and isinstance(section.get("name"), str):
+            choice = section["name"]
+            if choices.get(group, choice) != choice:
+                del stored[group]
+        defaults.append({group: choice})
+    name = f"{config_name}_from_stored"
+    ConfigStore.instance().store(name, OmegaConf.create({"defaults": [*defaults, "_self_"], **stored}))
+    return name
