@@ -45,7 +45,7 @@ def test_a_process_prints_a_short_account_and_nothing_twice(command: Command, wo
 
 def test_a_terminal_shows_one_bar_below_the_rows(workplace: Path) -> None:
     terminal, inside = pty.openpty()
-    arguments = [sys.executable, "-m", "crossent.train", "trainer.max_steps=4000"]
+    arguments = [sys.executable, "-m", "crossent.train", "trainer.max_steps=300"]
     process = subprocess.Popen(
         arguments, stdout=inside, stderr=inside, env={**os.environ, "TERM": "xterm", "COLUMNS": "80"}
     )
@@ -61,9 +61,9 @@ def test_a_terminal_shows_one_bar_below_the_rows(workplace: Path) -> None:
     assert process.wait(timeout=60) == 0
     text = shown.decode()
     assert "training" in text
-    assert re.search(r"\d+/4000", text)
+    assert re.search(r"\d+/300", text)
     rows = re.findall(r"^ +(\d+) +[\d.]+\s*$", re.sub(r"\r|\x1b\[[0-9;?]*[a-zA-Z]", "\n", text), flags=re.MULTILINE)
-    assert [int(row) for row in rows] == [*range(0, 4000, 200), 3990]
+    assert [int(row) for row in rows] == [*range(0, 300, 20), 290]
 
 
 def test_the_bar_can_be_switched_off(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
@@ -20,8 +21,8 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
-from hydra.types import RunMode
+from hydra.core.utils import JobReturn, run_job
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from crossent import __version__, composing, runs, starting
@@ -88,9 +89,9 @@ def _run(name: str, task: Task, arguments: list[str] | None) -> list[UserError]:
         else:
             request = starting.request(config_name, overrides, multirun=options.multirun)
             with composing.explained(hydra, request.config_name, request.overrides, request.mode):
-                mode = _check_jobs(hydra, request)
+                composed = _check_jobs(hydra, request)
             if not options.cfg:
-                return _run_jobs(hydra, request, mode, task)
+                return _run_jobs(hydra, request, composed, task)
             hydra.show_cfg(
                 config_name=request.config_name,
                 overrides=request.overrides,
@@ -101,10 +102,15 @@ def _run(name: str, task: Task, arguments: list[str] | None) -> list[UserError]:
     return []
 
 
-def _check_jobs(hydra: Hydra, request: starting.Request) -> RunMode:
-    """Composes and checks every job before the first one starts and before a directory is made."""
+def _check_jobs(hydra: Hydra, request: starting.Request) -> DictConfig:
+    """Composes and checks every job before the first one starts and before a directory is made.
+
+    Returns:
+        The composed configuration, of which ``hydra.mode`` says whether it is one run or a sweep.
+    """
     composed = hydra.compose_config(request.config_name, request.overrides, request.mode)
-    if request.mode == RunMode.MULTIRUN or composed.hydra.mode == RunMode.MULTIRUN:
+    composed.hydra.mode = composed.hydra.mode or request.mode
+    if composed.hydra.mode == RunMode.MULTIRUN:
         sweep = Path(composed.hydra.sweep.dir)
         if (sweep / "multirun.yaml").exists():
             raise UserError(f"hydra.sweep.dir={sweep}: it holds a sweep; choose another directory")
@@ -112,7 +118,7 @@ def _check_jobs(hydra: Hydra, request: starting.Request) -> RunMode:
         for overrides in _grid(hydra, composed):
             with composing.explained(hydra, request.config_name, [*hydras, *overrides], RunMode.RUN):
                 check(composing.plain(hydra.config_loader.load_sweep_config(composed, overrides)))
-        return RunMode.MULTIRUN
+        return composed
     plain = composing.plain(composed)
     request.check_unchanged(plain)
     check(plain)
@@ -121,31 +127,38 @@ def _check_jobs(hydra: Hydra, request: starting.Request) -> RunMode:
         raise UserError("hydra.run.dir: empty; give a directory of the run's own")
     if request.resumed is None and (directory / runs.CONFIG).exists():
         raise UserError(runs.taken(directory))
-    return RunMode.RUN
+    return composed
 
 
-def _run_jobs(hydra: Hydra, request: starting.Request, mode: RunMode, task: Task) -> list[UserError]:
+def _run_jobs(hydra: Hydra, request: starting.Request, composed: DictConfig, task: Task) -> list[UserError]:
     """Runs the jobs and returns the failures that the user can mend."""
+    sweeps = composed.hydra.mode == RunMode.MULTIRUN
 
-    def job(composed: DictConfig) -> object:
+    def job(config: DictConfig) -> object:
         # Returned, not raised: Hydra would print lines of its own about an exception.
         try:
-            plain = composing.plain(composed)
+            plain = composing.plain(config)
             return task(check(plain), plain, Path(HydraConfig.get().runtime.output_dir))
         except UserError as error:
             running = HydraConfig.get().job
-            job = f"job {running.num} ({running.override_dirname}): " if mode == RunMode.MULTIRUN else ""
+            job = f"job {running.num} ({running.override_dirname}): " if sweeps else ""
             failure = UserError(f"{job}{error}")
             failure.__cause__ = error
             return failure
 
-    if mode == RunMode.MULTIRUN:
+    if sweeps:
         overrides = [*request.overrides, "hydra.mode=MULTIRUN"]
         batches = hydra.multirun(config_name=request.config_name, task_function=job, overrides=overrides)
         # A sweeper that samples its jobs keeps what they returned to itself.
         returned = [each for batch in batches or [] for each in batch if isinstance(each, JobReturn)]
     else:
-        returned = [hydra.run(config_name=request.config_name, task_function=job, overrides=request.overrides)]
+        # What hydra.run does, without composing a second time.
+        callbacks = Callbacks(composed)
+        callbacks.on_run_start(config=composed, config_name=request.config_name)
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
+        done = run_job(job, composed, job_dir_key="hydra.run.dir", job_subdir_key=None, hydra_context=context)
+        callbacks.on_run_end(config=composed, config_name=request.config_name, job_return=done)
+        returned = [done]
     return [each.return_value for each in returned if isinstance(each.return_value, UserError)]
 
 
