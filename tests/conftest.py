@@ -1,5 +1,6 @@
 """Runs of the command, in this process and in processes of their own, and ways to look at what they leave."""
 
+import gc
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from crossent import cli
 from crossent.training import train as train_task
+
+gc.freeze()  # what has been imported stays; looking through it for garbage would slow every test down
 
 
 @dataclass
