@@ -153,8 +153,7 @@ class SoftmaxClassifier(lightning.LightningModule):
         metrics = {"cost": float(self._costs.compute()), "accuracy": float(self._accuracy.compute())}
         self._costs.reset()
         self._accuracy.reset()
-        fitting = self.trainer.training or (self.trainer.validating and self.trainer.state.fn == "fit")
-        steps = self.trainer.global_step if fitting or self._loaded_steps is None else self._loaded_steps
+        steps = self.trainer.global_step if self._loaded_steps is None else self._loaded_steps
         self._write(split, steps, metrics)
         return metrics
 
