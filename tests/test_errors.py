@@ -225,6 +225,18 @@ def test_missing_scikit_learn_is_named_with_its_extra(train: Train, monkeypatch:
     assert run.err == "error: data=iris: needs scikit-learn: pip install 'crossent[sklearn]'\n"
 
 
+def test_reader_of_the_help_may_leave(workplace: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crossent.train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+
+    _, stderr = process.communicate(timeout=60)
+
+    assert (process.returncode, stderr) == (0, b"")
+
+
 def test_reader_that_leaves_does_not_stop_the_run(workplace: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "crossent.train", "trainer.max_steps=50"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from crossent import __version__, composing, runs, starting
 from crossent.checking import check, did_you_mean
 from crossent.config import TrainConfig
+from crossent.console import fall_silent
 from crossent.errors import UserError
 
 #: What a command does: the checked configuration, the same as plain values, and the run directory.
@@ -50,6 +51,9 @@ def run(name: str, task: Task, arguments: list[str] | None = None) -> int:
         failures = _run(name, task, arguments)
     except UserError as error:
         failures = [error]
+    except BrokenPipeError:  # crossent-train --help | head
+        fall_silent()
+        return 0
     except OSError as error:
         if error.filename is None:  # not about a file: no mistake of the user's
             raise

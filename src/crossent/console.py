@@ -24,7 +24,12 @@ class StdoutHandler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the standard library's name
         """Goes on in silence where the reader has left (``crossent-train | head``); train.log has every line."""
         if isinstance(sys.exc_info()[1], BrokenPipeError):
-            nowhere = Path(os.devnull).open("w")  # noqa: SIM115  # to the end of the process
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            fall_silent()
         else:
             super().handleError(record)
+
+
+def fall_silent() -> None:
+    """Lets standard output go nowhere to the end of the process, once nobody reads it any more."""
+    nowhere = Path(os.devnull).open("w")  # noqa: SIM115  # stays open as long
+    os.dup2(nowhere.fileno(), sys.stdout.fileno())
