@@ -188,7 +188,7 @@ def test_a_second_sweep_may_not_share_a_directory(train: Train, workplace: Path)
 
 
 def test_files_of_the_users_own_stay_where_a_run_could_not_begin(train: Train, workplace: Path) -> None:
-    theirs = [workplace / "mine" / "run.log", workplace / "mine" / "sub" / "notes.txt"]
+    theirs = [workplace / "mine" / name for name in ("train.log", "run.log", "sub/notes.txt")]
     for path in theirs:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")

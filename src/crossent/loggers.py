@@ -77,6 +77,8 @@ class TensorBoard(loggers.TensorBoardLogger):
         self._flush_seconds = flush_seconds
         self._points: list[tuple[str, float, int | None, float]] = []
         self._flushed_at = time.time()
+        if start is not None:
+            _wait_for_a_later_name(directory)
         # A test point stands at the step of the best weights, which readers need not forget; it is not written twice.
         self._tested = set() if start is None else _test_points(directory)
 
@@ -114,6 +116,17 @@ class TensorBoard(loggers.TensorBoardLogger):
         for tag, value, step, at in self._points:
             self.experiment.add_scalar(tag, value, step, walltime=at)
         self._points.clear()
+
+
+def _wait_for_a_later_name(directory: Path) -> None:
+    """Waits, at most a second, until a new event file is read after those that are there.
+
+    Readers take the files in the order of their names, which tell the second they were made in, and then, within one
+    second, numbers that do not sort as text (10 before 9).
+    """
+    made = [int(path.name.split(".")[3]) for path in directory.glob("events.out.tfevents.*")]
+    while made and int(time.time()) == max(made):
+        time.sleep(0.05)
 
 
 def _test_points(directory: Path) -> set[tuple[str, int | None]]:

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Request:
     overrides: list[str]
     mode: RunMode
     typed: frozenset[str] = frozenset()
-    resumed: dict[str, Any] | None = field(default=None)
+    resumed: dict[str, Any] | None = None
 
     def check_unchanged(self, composed: dict[str, Any]) -> None:
         """Refuses a resumed run that would be another one than it was.

@@ -193,7 +193,9 @@ def _load(checkpoint: Path) -> dict[str, Any]:
         stored: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
         _ = stored["global_step"], stored[CHECKPOINT_KEY]
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        why = (
+            str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+        )  # PyTorch goes on at length
         instead = "another checkpoint of the run may be whole, or start anew with config="
         raise UserError(
             f"resume={checkpoint}: no whole checkpoint ({why}); {instead}{runs.shown(checkpoint.parents[1])}"
