@@ -13,7 +13,7 @@ from conftest import Train
 from crossent.classifier import SoftmaxClassifier
 from crossent.data import Batch
 from crossent.head import Head
-from crossent.losses import Binary
+from crossent.losses.binary import Binary
 
 
 @pytest.mark.parametrize(

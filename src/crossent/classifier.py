@@ -1,5 +1,6 @@
 """The LightningModule: a softmax classifier and how one step of its training goes."""
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,8 +13,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from crossent.data.loader import Batch
 from crossent.head import Head
-from crossent.losses import Loss, Totals
+from crossent.losses import Cost, Loss
 from crossent.optim import OptimizerFactory, SchedulerFactory
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_KEY = "crossent"
 
@@ -53,7 +56,9 @@ class SoftmaxClassifier(lightning.LightningModule):
         self._step = _OpenStep()
         self._loaded_steps: int | None = None
         self._costs = MeanMetric(nan_strategy="disable")  # a NaN has to show, not to be left out
-        self._accuracy = MulticlassAccuracy(head.classes, average="micro", validate_args=False)
+        self._accuracy = MulticlassAccuracy(
+            head.classes, average="micro", ignore_index=loss.ignore_index, validate_args=False
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """The logits of all classes, (rows, classes), from features, (rows, columns)."""
@@ -69,11 +74,14 @@ class SoftmaxClassifier(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean cost of the batch and the penalty."""
-        totals = self._totals(batch)
-        penalty = self._penalty()
-        self._step.add(totals, penalty)
-        return totals.mean if penalty is None else totals.mean + penalty
+        """What the batch adds to the cost of its optimiser step, penalty included.
+
+        Batches whose gradients are accumulated for one step weigh as much as their rows do, so that the step is that
+        of one large batch, also where the batches differ in size or there are fewer of them at the end of an epoch.
+        """
+        accumulated: int = self.trainer.accumulate_grad_batches
+        last = accumulated == 1 or not self.trainer.fit_loop._should_accumulate()
+        return self._step.add(self._cost(batch), self._penalty(), self.head, accumulated, last=last)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -137,16 +145,16 @@ class SoftmaxClassifier(lightning.LightningModule):
         ends_epochs = self.trainer.is_last_batch and self.trainer.current_epoch + 1 >= epochs > 0
         return ends_epochs or taken + 1 >= self.trainer.max_steps > 0
 
-    def _totals(self, batch: Batch) -> Totals:
-        totals: Totals = self.loss(batch.features, self.head.weight, self.head.output_bias, batch.targets)
-        return totals
+    def _cost(self, batch: Batch) -> Cost:
+        cost: Cost = self.loss(batch.features, self.head.weight, self.head.output_bias, batch.targets, batch.weights)
+        return cost
 
     def _penalty(self) -> Tensor | None:
         return self.l2 / 2 * self.head.weight.square().sum() if self.l2 else None
 
     def _evaluate(self, batch: Batch) -> None:
-        totals = self._totals(batch)
-        self._costs.update(totals.mean, torch.as_tensor(totals.weight))
+        cost = self._cost(batch)
+        self._costs.update(cost.mean, torch.as_tensor(cost.weight))
         self._accuracy.update(self(batch.features), batch.targets)
 
     def _evaluated(self, split: str) -> dict[str, float]:
@@ -174,29 +182,62 @@ class _OpenStep:
     def __init__(self) -> None:
         self.evaluate: Callable[[], Any] = lambda: None
         self._open = True
-        self._totals: list[Totals] = []
+        self._costs: list[Cost] = []
         self._penalty: Tensor | None = None
+        self._warned = False
 
     def __call__(self) -> Any:
         result = self.evaluate()
         self._open = False
         return result
 
-    def add(self, totals: Totals, penalty: Tensor | None) -> None:
-        """Takes in the cost of a batch."""
+    def add(self, cost: Cost, penalty: Tensor | None, head: Head, batches: int, *, last: bool) -> Tensor:
+        """Takes in the cost of a batch, and returns what to differentiate for it, a scalar.
+
+        Lightning divides that by the number of batches that a full step has. The weight of all batches is known with
+        the last one only; until then they count as if each had the weight of the first.
+
+        Args:
+            cost: of the batch.
+            penalty: a scalar that belongs to the step, once.
+            head: whose gradients hold what the earlier batches of the step have added.
+            batches: that a full step has.
+            last: whether the batch is the step's last one.
+        """
         if self._open:
-            self._totals.append(totals)
+            self._costs.append(cost)
             self._penalty = penalty
+        if batches == 1:
+            return cost.mean if penalty is None else cost.mean + penalty
+        assumed = float(self._costs[0].weight) or 1.0
+        if not last:
+            return cost.mean * (float(cost.weight) / assumed)
+        total = self._weight()
+        if total != assumed * batches:
+            for parameter in head.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(assumed * batches / total)
+        own = cost.mean * (float(cost.weight) / total)
+        return batches * (own if penalty is None else own + penalty)
 
     def metrics(self) -> dict[str, float]:
         """The mean cost a row of all batches of the step, and the penalty where there is one."""
-        cost = sum(float(totals.cost.detach()) for totals in self._totals)
-        metrics = {"cost": cost / sum(float(totals.weight) for totals in self._totals)}
+        metrics = {"cost": sum(float(cost.mean.detach()) * float(cost.weight) for cost in self._costs) / self._weight()}
         if self._penalty is not None:
             metrics["penalty"] = float(self._penalty.detach())
         return metrics
 
     def clear(self) -> None:
         """Makes ready for the next step."""
-        self._totals.clear()
+        self._costs.clear()
         self._open = True
+
+    def _weight(self) -> float:
+        """The weight of all batches; 1 where no row counts, so that the cost is 0."""
+        weight = sum(float(cost.weight) for cost in self._costs)
+        if weight == 0 and not self._warned:
+            log.warning(
+                "a step has no row that counts: all are ignored or weigh 0; its cost is 0, and so is its gradient"
+            )
+            self._warned = True
+        return weight or 1.0

@@ -100,27 +100,116 @@ class Model(Struct, kw_only=True, forbid_unknown_fields=True):
 # -- loss ---------------------------------------------------------------------------------------------------
 
 
-class AutoLoss(Section, tag="auto"):
+class Loss(Section):
+    """What every loss has."""
+
+    class_weight: Literal["balanced"] | list[NonNegative] | None
+    ignore_index: int
+    z_loss: NonNegative
+    backend: Literal["auto", "dense", "chunked"]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.class_weight, list) and not any(self.class_weight):
+            raise ValueError("class_weight: at least one has to be above 0")
+
+
+class AutoLoss(Loss, tag="auto"):
     pass
 
 
-class OneHotLoss(Section, tag="one_hot"):
+class CustomLoss(Loss, tag="custom"):
+    class_path: ClassPath
+    arguments: Arguments
+
+
+class RowLoss(Loss):
+    """Depends on few numbers of each row, so it need never hold all logits."""
+
+
+class WholeRowLoss(Loss):
+    """Needs all logits of a row."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backend == "chunked":
+            raise ValueError(
+                f"backend=chunked: {self.__struct_config__.tag} needs all logits at once; use backend=dense, or a loss "
+                "that depends on few numbers of a row, as cross_entropy does"
+            )
+
+
+class LossWithoutSoftmax(WholeRowLoss):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.z_loss:
+            raise ValueError(
+                f"z_loss={self.z_loss:g}: {self.__struct_config__.tag} has no softmax, whose normaliser z_loss holds; "
+                "leave it at 0"
+            )
+
+
+class OneHotLoss(WholeRowLoss, tag="one_hot"):
     pass
 
 
-class NllLoss(Section, tag="nll"):
+class NllLoss(WholeRowLoss, tag="nll"):
     pass
 
 
-class CrossEntropyLoss(Section, tag="cross_entropy"):
-    label_smoothing: Share
-
-
-class BinaryLoss(Section, tag="binary"):
+class BinaryLoss(LossWithoutSoftmax, tag="binary"):
     pos_weight: Positive | None
 
 
-AnyLoss = AutoLoss | OneHotLoss | NllLoss | CrossEntropyLoss | BinaryLoss | Custom
+class HingeLoss(LossWithoutSoftmax, tag="hinge"):
+    margin: Positive
+    p: Literal[1, 2]
+
+
+class CrossEntropyLoss(RowLoss, tag="cross_entropy"):
+    label_smoothing: Share
+
+
+class LogitAdjustedLoss(RowLoss, tag="logit_adjusted"):
+    tau: NonNegative
+
+
+class FocalLoss(RowLoss, tag="focal"):
+    gamma: NonNegative
+
+
+class Poly1Loss(RowLoss, tag="poly1"):
+    epsilon: Annotated[float, Meta(ge=-1, le=_LARGEST)]
+
+
+class GeneralizedCrossEntropyLoss(RowLoss, tag="generalized_cross_entropy"):
+    q: Annotated[float, Meta(gt=0, le=1)]
+
+
+class SymmetricCrossEntropyLoss(RowLoss, tag="symmetric_cross_entropy"):
+    alpha: NonNegative
+    beta: NonNegative
+    A: Annotated[float, Meta(lt=0, ge=-_LARGEST)]
+
+
+class BrierLoss(RowLoss, tag="brier"):
+    pass
+
+
+AnyLoss = (
+    AutoLoss
+    | OneHotLoss
+    | NllLoss
+    | CrossEntropyLoss
+    | BinaryLoss
+    | FocalLoss
+    | Poly1Loss
+    | GeneralizedCrossEntropyLoss
+    | SymmetricCrossEntropyLoss
+    | BrierLoss
+    | LogitAdjustedLoss
+    | HingeLoss
+    | CustomLoss
+)
 
 
 # -- optimiser and scheduler --------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def _prepare(
     module.setup()
     _check_validation(chosen, module)
     classes, columns = len(module.facts.classes), len(module.facts.columns)
-    loss = losses.build(chosen.loss, classes)
+    loss = losses.build(chosen.loss, module.facts.class_counts)
     outputs = loss.outputs(classes)
     head = Head(columns, classes, outputs, bias=chosen.model.bias, init=chosen.model.init, seed=chosen.seed)
     classifier = SoftmaxClassifier(

@@ -12,15 +12,18 @@ from crossent.data.table import Table
 
 @dataclass  # not frozen: Lightning converts the precision of a batch in place
 class Batch:
-    """Some rows: features, (rows, columns), and targets, (rows,)."""
+    """Some rows: features, (rows, columns), targets, (rows,), and their weights, (rows,), where they have some."""
 
     features: Tensor
     targets: Tensor
+    weights: Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """The same rows on a device. Having this method, a batch is moved whole by Lightning, without a search."""
         return type(self)(
-            self.features.to(device, non_blocking=non_blocking), self.targets.to(device, non_blocking=non_blocking)
+            self.features.to(device, non_blocking=non_blocking),
+            self.targets.to(device, non_blocking=non_blocking),
+            None if self.weights is None else self.weights.to(device, non_blocking=non_blocking),
         )
 
 
@@ -50,7 +53,8 @@ class BatchLoader:
         rows: Any = slice(index * self._batch_size, (index + 1) * self._batch_size)
         if order is not None:
             rows = order[rows]
-        return Batch(self._table.features[rows], self._table.targets[rows])
+        weights = self._table.weights
+        return Batch(self._table.features[rows], self._table.targets[rows], None if weights is None else weights[rows])
 
 
 class TrainLoader(BatchLoader):

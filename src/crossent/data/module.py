@@ -1,5 +1,6 @@
 """The LightningDataModule: a source's rows, split, standardised and served in batches."""
 
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -29,6 +30,7 @@ class DataModule(lightning.LightningDataModule):
         shuffle: whether every epoch has its own order.
         seed: of split and order.
         limit: batches after which Lightning calls an epoch done; see `TrainLoader`.
+        ignore_index: the target of rows that count for nothing.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class DataModule(lightning.LightningDataModule):
         shuffle: bool = True,
         seed: int = 0,
         limit: int | float | None = None,
+        ignore_index: int = -100,
     ) -> None:
         super().__init__()
         self._source = source
@@ -51,6 +54,7 @@ class DataModule(lightning.LightningDataModule):
         self._shuffle = shuffle
         self._seed = seed
         self._limit = limit
+        self._ignored = ignore_index
         self._tables: dict[str, Table] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -61,20 +65,28 @@ class DataModule(lightning.LightningDataModule):
         """
         if self._tables:
             return
-        table = _checked(self._source.load())
+        table = _checked(self._source.load(), self._ignored)
         val, test = self._fractions
-        split = stratified(table.targets, table.classes, val, test, self._seed)
+        split = self._split(table, val, test)
         train = table.take(split.train)
         columns = len(table.columns)
         standardization = Standardization.of(train.features) if self._standardize else Standardization.identity(columns)
         if self._standardize:
-            table = Table(standardization(table.features), table.targets, table.classes, table.columns)
-        counts = torch.bincount(train.targets, minlength=len(table.classes)).tolist()
+            table = replace(table, features=standardization(table.features))
+        counted = train.targets[train.targets != self._ignored]
+        counts = torch.bincount(counted, minlength=len(table.classes)).tolist()
         self._facts = DataFacts(table.classes, table.columns, tuple(counts), standardization)
         self._tables = {name: table.take(rows) for name, rows in zip(Split._fields, split, strict=True)}
         self._train_loader = TrainLoader(
             self._tables["train"], self.batch_rows, shuffle=self._shuffle, seed=self._seed, limit=self._limit
         )
+
+    def _split(self, table: Table, val: float, test: float) -> Split:
+        """Splits the rows that have a class; the others stay among the training rows."""
+        labelled = (table.targets >= 0) & (table.targets < len(table.classes))
+        rows, rest = labelled.nonzero().squeeze(1), (~labelled).nonzero().squeeze(1)
+        split = stratified(table.targets[rows], table.classes, val, test, self._seed)
+        return Split(torch.cat([rows[split.train], rest]).sort().values, rows[split.val], rows[split.test])
 
     @property
     def facts(self) -> DataFacts:
@@ -132,6 +144,7 @@ def build(chosen: config.TrainConfig) -> DataModule:
         shuffle=not chosen.trainer.overfit_batches,  # the same batches again and again
         seed=chosen.seed,
         limit=chosen.trainer.overfit_batches or chosen.trainer.limit_train_batches,
+        ignore_index=chosen.loss.ignore_index,
     )
 
 
@@ -151,7 +164,7 @@ def _source(chosen: config.AnyData) -> Source:
             return make("data", chosen.class_path, chosen.arguments, Source)
 
 
-def _checked(table: Table) -> Table:
+def _checked(table: Table, ignored: int) -> Table:
     """Refuses rows of a source of the user's own that cannot be trained on; ours are right."""
     if not isinstance(table, Table):
         raise UserError(f"data: load() has to return a crossent.data.Table, not a {type(table).__name__}")
@@ -167,10 +180,20 @@ def _checked(table: Table) -> Table:
         raise UserError("data: there are no rows")
     if len(table.classes) < 2:
         raise UserError(f"data: {len(table.classes)} class; telling apart needs 2 or more")
-    outside = torch.nonzero((targets < 0) | (targets >= len(table.classes)))
+    outside = torch.nonzero(((targets < 0) | (targets >= len(table.classes))) & (targets != ignored))
     if len(outside):
         row = int(outside[0])
-        raise UserError(f"data: row {row}: target {int(targets[row])}, expected 0 to {len(table.classes) - 1}")
+        raise UserError(
+            f"data: row {row}: target {int(targets[row])}, expected 0 to {len(table.classes) - 1}, "
+            f"or {ignored} (loss.ignore_index) for a row that is to count for nothing"
+        )
+    if table.weights is not None:
+        if table.weights.shape != targets.shape:
+            raise UserError(f"data: weights have the shape {tuple(table.weights.shape)}, not {tuple(targets.shape)}")
+        unfit = torch.nonzero(~(table.weights.isfinite() & (table.weights >= 0)))
+        if len(unfit):
+            row = int(unfit[0])
+            raise UserError(f"data: row {row}: weight {float(table.weights[row])}, expected a finite number >= 0")
     broken = torch.nonzero(~torch.isfinite(features))
     if len(broken):
         row, column = (int(index) for index in broken[0])

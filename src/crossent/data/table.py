@@ -1,6 +1,6 @@
 """Rows in memory, and what a model has to know of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self, runtime_checkable
 
 import torch
@@ -13,22 +13,25 @@ class Table:
 
     Attributes:
         features: (rows, columns), floating.
-        targets: (rows,), int64, from 0 to classes - 1.
+        targets: (rows,), int64, from 0 to classes - 1, or ``loss.ignore_index`` where a row is to count for nothing.
         classes: the names of the classes.
         columns: the names of the features.
+        weights: (rows,), 0 or more, how much each row counts; None: every row once.
     """
 
     features: Tensor
     targets: Tensor
     classes: tuple[str, ...]
     columns: tuple[str, ...]
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def take(self, rows: Tensor) -> Self:
         """The rows with these indices, (n,), in that order."""
-        return type(self)(self.features[rows], self.targets[rows], self.classes, self.columns)
+        weights = None if self.weights is None else self.weights[rows]
+        return replace(self, features=self.features[rows], targets=self.targets[rows], weights=weights)
 
 
 @runtime_checkable

@@ -1,51 +1,202 @@
-"""What a loss is: features, weight, bias and targets in, sums over the rows out."""
+"""What a loss is: features, weight, bias and targets in, the mean cost of the rows out."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Sequence
+from math import isnan
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: The target that `torch.nn.functional.cross_entropy` leaves out, too.
+IGNORED = -100
 
-class Totals(NamedTuple):
-    """Sums over rows, kept apart so that the means of parts can be put together exactly.
+Backend = Literal["auto", "dense", "chunked"]
+
+
+class Cost(NamedTuple):
+    """The cost of some rows, as mean and weight, from which the mean over more rows can be put together exactly.
 
     Attributes:
-        cost: scalar, the sum of the rows' weighted costs.
-        weight: the sum of the rows' weights; their number where every row counts once.
+        mean: scalar, Σ weight · cost / Σ weight over the rows; 0 where no row counts.
+        weight: Σ weight, the number of the rows where every one counts once.
     """
 
-    cost: Tensor
+    mean: Tensor
     weight: Tensor | float
 
+
+class Rows(NamedTuple):
+    """The rows that count.
+
+    Attributes:
+        features: (rows, features).
+        targets: (rows,), int64, from 0 to classes - 1.
+        sample_weight: (rows,), or None: every row counts once.
+        class_weight: (rows,), the weight of each row's class, or None: all classes weigh the same.
+    """
+
+    features: Tensor
+    targets: Tensor
+    sample_weight: Tensor | None
+    class_weight: Tensor | None
+
+    def at(self, part: slice) -> "Rows":
+        """Some of the rows."""
+        return Rows(*(None if each is None else each[part] for each in self))  # type: ignore[arg-type]
+
     @property
-    def mean(self) -> Tensor:
-        """The mean cost a row, a scalar: Σ weight · cost / Σ weight."""
-        return self.cost / self.weight
+    def weight(self) -> Tensor | None:
+        """(rows,), what a row's cost is multiplied by, or None for 1."""
+        if self.sample_weight is None or self.class_weight is None:
+            return self.class_weight if self.sample_weight is None else self.sample_weight
+        return self.sample_weight * self.class_weight
+
+    @property
+    def total(self) -> Tensor | float:
+        """The sum of the weights."""
+        weight = self.weight
+        return float(self.targets.shape[0]) if weight is None else weight.sum()
+
+    def mean(self, weighted_costs: Tensor) -> Tensor:
+        """The mean, a scalar, of costs that have been multiplied by the weights, (rows,)."""
+        total = self.total
+        return weighted_costs.sum() / nonzero(total) if isinstance(total, Tensor) else weighted_costs.mean()
+
+
+def nonzero(total: Tensor | float) -> Tensor | float:
+    """What to divide a sum by that is 0 where the sum of the weights is."""
+    return total.where(total != 0, 1) if isinstance(total, Tensor) else total or 1.0
 
 
 class Loss(nn.Module, ABC):
     """A loss of a softmax classifier, given what the logits are made of rather than the logits themselves.
 
     So a loss may compute the logits slice by slice, or only those of its own classes, and need never hold all of
-    them. Losses that are content with plain logits derive from `LogitLoss`.
+    them. A loss that depends on few numbers of each row derives from `RowLoss`, which does that; one that is content
+    with plain logits from `LogitLoss`. What every loss can do, ignored rows, weights of rows and classes, is done
+    here, once.
+
+    Attributes:
+        backends: what the loss can be computed by.
+        has_softmax: whether it has a softmax, whose normaliser ``z_loss`` keeps small.
     """
+
+    backends: ClassVar[tuple[Backend, ...]] = ("dense",)
+    has_softmax: ClassVar[bool] = True
+    class_weight: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("class_weight", None, persistent=False)
+        self.ignore_index = IGNORED
+        self.z_loss = 0.0
+        self.backend: Backend = "auto"
+
+    def configure(
+        self,
+        *,
+        class_weight: Tensor | Sequence[float] | None = None,
+        ignore_index: int = IGNORED,
+        z_loss: float = 0.0,
+        backend: Backend = "auto",
+    ) -> Self:
+        """Sets what every loss has, and returns the loss.
+
+        Args:
+            class_weight: (classes,), a row's cost is multiplied by its class's weight, and so is its share of the
+                mean's denominator, as PyTorch does it for class-index targets.
+            ignore_index: rows with this target count for nothing.
+            z_loss: ζ ≥ 0; ζ · logsumexp(logits)² is added to every row's cost, which keeps logits from drifting
+                (Chowdhery et al., PaLM, 2022, section 5).
+            backend: ``dense`` holds all logits, ``chunked`` a slice of rows at a time, ``auto`` goes by their number.
+
+        Raises:
+            ValueError: an option that the loss does not have.
+        """
+        if z_loss and not self.has_softmax:
+            raise ValueError(f"z_loss={z_loss:g}: {type(self).__name__} has no softmax whose normaliser it could hold")
+        if backend not in ("auto", *self.backends):
+            raise ValueError(f"backend={backend}: {type(self).__name__} needs all logits of a row; use dense")
+        self.class_weight = None if class_weight is None else torch.as_tensor(class_weight, dtype=torch.float64)
+        self.ignore_index = ignore_index
+        self.z_loss = z_loss
+        self.backend = backend
+        return self
 
     def outputs(self, classes: int) -> int:
         """How many outputs the head has for so many classes: one each, unless the loss says otherwise."""
         return classes
 
-    @abstractmethod
-    def forward(self, features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Totals:
-        """Sums the costs of the rows.
+    def classes(self, outputs: int) -> int:
+        """How many classes a head with so many outputs tells apart; the reverse of `outputs`."""
+        return outputs
+
+    def forward(
+        self,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> Cost:
+        """The mean cost of the rows.
 
         Args:
             features: (rows, features).
             weight: (outputs, features).
             bias: (outputs,), or None.
-            targets: (rows,), integers from 0 to classes - 1.
+            targets: (rows,), integers from 0 to classes - 1, or ``ignore_index``.
+            sample_weight: (rows,), multiplies a row's cost and its share of the mean's denominator.
+
+        Raises:
+            ValueError: one class, targets that are no class, features that are no numbers, or shapes that do not fit.
         """
+        rows = self._counting(features, targets, sample_weight, self.classes(weight.shape[0]))
+        if not rows.targets.shape[0]:
+            return Cost(F.linear(rows.features, weight, bias).sum(), 0.0)  # 0, and so are its gradients
+        mean = self.mean(rows, weight, bias)
+        if mean.is_cpu and isnan(mean.item()):  # elsewhere a look at the number would hold up the device
+            _refuse_nan(features)
+        return Cost(mean, rows.total)
+
+    @abstractmethod
+    def mean(self, rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The weighted mean of the costs of the rows, at least one, a scalar; `Loss.forward` tells the shapes."""
+
+    def _counting(self, features: Tensor, targets: Tensor, sample_weight: Tensor | None, classes: int) -> Rows:
+        """The rows that are not ignored, after a look at whether they can be right."""
+        if features.ndim != 2 or targets.shape != features.shape[:1]:
+            raise ValueError(
+                f"features have the shape {tuple(features.shape)} and targets {tuple(targets.shape)}; "
+                "expected (rows, features) and (rows,)"
+            )
+        if classes < 2:
+            raise ValueError(f"{classes} class: a loss needs 2 or more to tell apart")
+        if sample_weight is not None and sample_weight.shape != targets.shape:
+            raise ValueError(f"sample_weight has the shape {tuple(sample_weight.shape)}, not {tuple(targets.shape)}")
+        if targets.dtype != torch.int64:
+            if targets.is_floating_point() or targets.is_complex():
+                raise ValueError(f"targets are {targets.dtype}; expected the index of each row's class")
+            targets = targets.long()
+        if targets.shape[0]:
+            extremes = torch.aminmax(targets)
+            lowest, highest = extremes.min.item(), extremes.max.item()
+            if lowest < 0 or highest >= classes or lowest <= self.ignore_index <= highest:
+                kept = targets != self.ignore_index
+                _refuse_outside(targets, kept, classes)
+                features, targets = features[kept], targets[kept]
+                sample_weight = None if sample_weight is None else sample_weight[kept]
+        class_weight = self.class_weight
+        if class_weight is None and sample_weight is None:
+            return Rows(features, targets, None, None)
+        exact = torch.promote_types(features.dtype, torch.float32)
+        if class_weight is not None:
+            if len(class_weight) != classes:
+                raise ValueError(f"class_weight has {len(class_weight)} numbers for {classes} classes")
+            class_weight = class_weight[targets].to(exact)
+        return Rows(features, targets, None if sample_weight is None else sample_weight.to(exact), class_weight)
 
 
 class LogitLoss(Loss):
@@ -54,16 +205,35 @@ class LogitLoss(Loss):
     A loss of your own needs one method::
 
         class Margin(LogitLoss):
+            has_softmax = False  # so that z_loss is refused
+
             def cost(self, logits, targets):
                 return torch.nn.functional.multi_margin_loss(logits, targets, reduction="none")
     """
 
-    def forward(self, features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Totals:
-        """Sums the costs of the rows; see `Loss.forward`."""
-        costs = self.cost(F.linear(features, weight, bias), targets)
-        exact = torch.promote_types(costs.dtype, torch.float32)  # 16 bits overflow at 65,504
-        return Totals(costs.sum(dtype=exact), float(len(targets)))
+    def mean(self, rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The weighted mean of the rows' costs; costs of 16-bit logits are computed in float32."""
+        logits = F.linear(rows.features, weight, bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        costs = self.cost(logits, rows.targets)
+        if self.z_loss:
+            costs = costs + self.z_loss * logits.logsumexp(dim=1).square()
+        return rows.mean(costs if rows.weight is None else costs * rows.weight)
 
     @abstractmethod
     def cost(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The cost of each row, (rows,), from its logits, (rows, outputs), and target, (rows,)."""
+
+
+def _refuse_outside(targets: Tensor, kept: Tensor, classes: int) -> None:
+    outside = kept & ((targets < 0) | (targets >= classes))
+    if outside.any():
+        row = int(outside.nonzero()[0])
+        raise ValueError(f"row {row}: target {int(targets[row])}, expected 0 to {classes - 1}")
+
+
+def _refuse_nan(features: Tensor) -> None:
+    """Names the row that is to blame for a cost that is no number, if the features are."""
+    broken = features.isnan().any(dim=1)
+    if broken.any():
+        raise ValueError(f"row {int(broken.nonzero()[0])}: NaN in the features")

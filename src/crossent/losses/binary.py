@@ -1,5 +1,7 @@
 """The notebook's rule for two classes: one logit, a sigmoid and binary cross entropy."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,9 +16,11 @@ class Binary(LogitLoss):
     With one output an L2 penalty has the optimum of logistic regression; with two it would have another.
 
     Args:
-        pos_weight: the costs of class 1's rows are multiplied by this; None: they count as they are.
+        pos_weight: the costs of class 1's rows are multiplied by this, but not their share of the mean's denominator,
+            as PyTorch has it; None: they count as they are.
     """
 
+    has_softmax: ClassVar[bool] = False
     pos_weight: Tensor | None
 
     def __init__(self, pos_weight: float | None = None) -> None:
@@ -32,6 +36,16 @@ class Binary(LogitLoss):
         if classes != 2:
             raise UserError(f"loss=binary: made for 2 classes, the data has {classes}; use loss=cross_entropy")
         return 1
+
+    def classes(self, outputs: int) -> int:
+        """Two, for one output.
+
+        Raises:
+            ValueError: there is not one output.
+        """
+        if outputs != 1:
+            raise ValueError(f"weight has {outputs} rows; Binary takes one output, the logit of class 1 over class 0")
+        return 2
 
     def cost(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The cost of each row, (rows,), from one logit a row, (rows, 1)."""

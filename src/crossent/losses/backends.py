@@ -1,0 +1,189 @@
+"""What computes a row-statistics loss: with all logits at once, or a slice of rows at a time.
+
+Every such loss goes through here, so what is exact and lean here is so for all of them. A backend computes the
+statistics of rows, and the loss's formula does the rest.
+
+``dense`` leaves going back to autograd, whose nodes cost less than ours where there are few logits. ``chunked`` finds
+the gradient in the same pass as the cost, in closed form and in the memory of the slice, and hands it to autograd. That
+takes the two matrix products that cannot be avoided (three where the features need a gradient, too).
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossent.losses.base import Rows, nonzero
+from crossent.losses.statistics import go_back, take
+
+if TYPE_CHECKING:
+    from crossent.losses.row_losses import RowLoss
+
+# `auto` takes slices from so many classes on, or from so many bytes of float32 logits on.
+MANY_CLASSES = 8192
+MANY_BYTES = 256 * 2**20
+# The logits of a slice. Less would make the matrix products slower, which read all weights for every slice.
+SLICE_BYTES = 64 * 2**20
+# The logits of a block: what is done to them row by row is done while they are in a core's cache.
+_BLOCK_BYTES = 2**20
+# So few classes are stored class by class: along a short last dimension log_softmax is ten times slower.
+_FEW_CLASSES = 64
+
+
+def mean(loss: "RowLoss", rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The weighted mean of the rows' costs, a scalar, float32 or wider; autograd can go back through it.
+
+    Args:
+        loss: says how a row's cost follows from its statistics.
+        rows: those that count; at least one.
+        weight: (classes, features).
+        bias: (classes,), or None.
+    """
+    offset = loss.offset(bias)
+    if choose(loss.backend, rows.features.shape[0], weight.shape[0]) == "dense":
+        return _dense(loss, rows, weight, offset)
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    with torch.autocast(device, enabled=False):
+        mean: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
+            loss, rows, dtype, torch.is_grad_enabled(), rows.features, weight, offset
+        )
+    return mean
+
+
+def choose(name: str, rows: int, classes: int) -> str:
+    """What ``auto`` stands for with so many logits: ``dense`` or ``chunked``."""
+    if name != "auto":
+        return name
+    return "chunked" if classes >= MANY_CLASSES or rows * classes * 4 > MANY_BYTES else "dense"
+
+
+def _dense(loss: "RowLoss", rows: Rows, weight: Tensor, offset: Tensor | None) -> Tensor:
+    features, targets = rows.features, rows.targets
+    dim = 0 if weight.shape[0] < _FEW_CLASSES else 1
+    if dim:
+        logits = F.linear(features, weight, offset)
+    elif offset is None:
+        logits = weight.mm(features.t())
+    else:
+        logits = torch.addmm(offset.unsqueeze(1), weight, features.t())
+    if logits.dtype.itemsize < 4:
+        logits = logits.float()
+    if loss.is_nll and rows.weight is None:  # one node of autograd's, not four
+        logarithms = torch.log_softmax(logits, dim)
+        return F.nll_loss(logarithms if dim else logarithms.t(), targets)
+    statistics, _ = take(logits, targets, dim, loss.reads, loss.class_share(logits.dtype))
+    return rows.mean(loss.cost_of(statistics, rows))
+
+
+class _Gradients(NamedTuple):
+    """By features, (rows, features), weight, (classes, features), and offset, (classes,); None where not wanted."""
+
+    features: Tensor | None
+    weight: Tensor | None
+    offset: Tensor | None
+
+
+class _Chunked(torch.autograd.Function):
+    """A slice of rows at a time.
+
+    The gradients that the forward pass has found are scaled and handed out in place, without a copy. Whoever goes
+    back a second time through the same graph, as gradcheck does, has them computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: "RowLoss",
+        rows: Rows,
+        dtype: torch.dtype,
+        differentiate: bool,
+        features: Tensor,
+        weight: Tensor,
+        offset: Tensor | None,
+    ) -> Tensor:
+        ctx.arguments = loss, rows, dtype
+        ctx.save_for_backward(features, weight, offset)
+        wanted = ctx.needs_input_grad[4:] if differentiate else (False, False, False)
+        costs, ctx.gradients = _chunked(loss, rows, weight, offset, dtype, wanted)
+        return rows.mean(costs)
+
+    @staticmethod
+    def backward(ctx: Any, by_mean: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("backend=chunked: autograd cannot differentiate its gradient again; use dense")
+        loss, rows, dtype = ctx.arguments
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            features, weight, offset = ctx.saved_tensors  # raises if they have been changed since
+            rows = rows._replace(features=features)
+            gradients = _chunked(loss, rows, weight, offset, dtype, ctx.needs_input_grad[4:])[1]
+        by_sum = by_mean / nonzero(rows.total)
+        return None, None, None, None, *(None if each is None else each.mul_(by_sum) for each in gradients)
+
+
+def _chunked(
+    loss: "RowLoss",
+    rows: Rows,
+    weight: Tensor,
+    offset: Tensor | None,
+    dtype: torch.dtype,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, _Gradients]:
+    """The weighted costs, (rows,), and the gradients of their sum.
+
+    Logits are of the dtype; statistics and sums are float32 where that has 16 bits.
+    """
+    exact = torch.promote_types(dtype, torch.float32)
+    features, weight = rows.features.to(dtype), weight.to(dtype)
+    offset = None if offset is None else offset.to(dtype)
+    (count, columns), classes, device = features.shape, weight.shape[0], weight.device
+    size = min(count, max(1, SLICE_BYTES // (classes * exact.itemsize)))
+    memory = torch.empty(size, classes, dtype=exact, device=device)
+    product = memory if dtype == exact else torch.empty_like(memory, dtype=dtype)
+    costs = torch.empty(count, dtype=exact, device=device)
+    gradients = _Gradients(
+        torch.empty(count, columns, dtype=dtype, device=device) if wanted[0] else None,
+        torch.zeros(classes, columns, dtype=exact, device=device) if wanted[1] else None,
+        torch.zeros(classes, dtype=exact, device=device) if wanted[2] else None,
+    )
+    for start in range(0, count, size):
+        part = slice(start, min(start + size, count))
+        logits, narrow = memory[: part.stop - start], product[: part.stop - start]
+        if offset is None:
+            torch.mm(features[part], weight.t(), out=narrow)
+        else:
+            torch.addmm(offset, features[part], weight.t(), out=narrow)
+        if dtype != exact:
+            logits.copy_(narrow)
+        _visit(loss, logits, rows.at(part), any(wanted), costs[part])
+        if dtype != exact:
+            narrow.copy_(logits)  # from here on it is the gradient by the logits
+        if gradients.features is not None:
+            torch.mm(narrow, weight, out=gradients.features[part])
+        if gradients.weight is not None:
+            if dtype == exact:
+                gradients.weight.addmm_(narrow.t(), features[part])
+            else:
+                gradients.weight.add_(narrow.t().mm(features[part]))
+        if gradients.offset is not None:
+            gradients.offset.add_(logits.sum(dim=0))
+    return costs, gradients
+
+
+def _visit(loss: "RowLoss", logits: Tensor, rows: Rows, differentiate: bool, costs: Tensor) -> None:
+    """Writes the weighted costs of rows, (rows,); their logits turn into the gradient by them, if it is wanted."""
+    size = len(logits)  # a GPU gains nothing from blocks
+    if logits.device.type == "cpu":
+        size = max(1, _BLOCK_BYTES // logits[:1].nbytes)
+    share = loss.class_share(logits.dtype)
+    for start in range(0, len(logits), size):
+        part = slice(start, start + size)
+        block, here = logits[part], rows.at(part)
+        statistics, softmax = take(block, here.targets, 1, loss.reads, share)
+        if differentiate:
+            costs[part], slopes = loss.differentiated(statistics, here)
+            go_back(softmax, here.targets, statistics, slopes, share, out=block)
+        else:
+            costs[part] = loss.cost_of(statistics, here)

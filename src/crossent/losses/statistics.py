@@ -1,0 +1,112 @@
+"""The few numbers of a row on which most losses depend, and how a gradient comes back through them.
+
+A cost f of the statistics has this gradient by the logits; p is their softmax, y the target, and u the classes' weights
+divided by their number (each 1 / classes where they are not weighted)::
+
+    f_nll · (p − 1_y) + f_mean_nll · (Σu · p − u) + f_squared_probabilities · 2p (p − Σ p²) + f_logsumexp · p
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Stands for a statistic that was not taken, since the loss does not read it.
+UNREAD = torch.empty(0)
+
+
+class Statistics(NamedTuple):
+    """What a loss may read of each row. All are (rows,), float32 or wider.
+
+    Attributes:
+        nll: the target's negative log-likelihood, −log p = logsumexp(logits) − its logit, 0 or more.
+        mean_nll: the mean of −log p over all classes, each times its class weight.
+        squared_probabilities: Σ p² over all classes, from 1 / classes to 1.
+        logsumexp: of the logits.
+    """
+
+    nll: Tensor
+    mean_nll: Tensor = UNREAD
+    squared_probabilities: Tensor = UNREAD
+    logsumexp: Tensor = UNREAD
+
+
+class Slopes(NamedTuple):
+    """The partial derivatives of a cost by each of the statistics: (rows,), or None for 0."""
+
+    nll: Tensor | None
+    mean_nll: Tensor | None = None
+    squared_probabilities: Tensor | None = None
+    logsumexp: Tensor | None = None
+
+
+class Softmax(NamedTuple):
+    """The softmax of all logits, in the shape of the logits; its values only where the statistics took them."""
+
+    logarithms: Tensor
+    values: Tensor | None
+
+
+def take(
+    logits: Tensor, targets: Tensor, dim: int, reads: frozenset[str], class_share: Tensor | None
+) -> tuple[Statistics, Softmax]:
+    """Takes the statistics of rows; autograd can go back through it.
+
+    Args:
+        logits: (rows, classes), or (classes, rows), float32 or wider.
+        targets: (rows,), int64.
+        dim: of the classes, 1 or 0.
+        reads: the statistics that are wanted.
+        class_share: (classes,), the classes' weights divided by their number; None: not weighted.
+    """
+    # log_softmax takes the largest logit off first, so that no difference of large numbers is taken.
+    logarithms = torch.log_softmax(logits, dim)
+    nll = -logarithms.gather(dim, targets.unsqueeze(dim)).squeeze(dim)
+    mean = squares = logsumexp = UNREAD
+    values = None
+    if "mean_nll" in reads:
+        mean = -(logarithms.mean(dim) if class_share is None else logarithms.movedim(dim, 1).mv(class_share))
+    if "squared_probabilities" in reads:
+        values = logarithms.exp()
+        squares = torch.linalg.vector_norm(values, dim=dim).square()
+    if "logsumexp" in reads:
+        logsumexp = logits.amax(dim) - logarithms.amax(dim)
+    return Statistics(nll, mean, squares, logsumexp), Softmax(logarithms, values)
+
+
+def go_back(
+    softmax: Softmax,
+    targets: Tensor,
+    statistics: Statistics,
+    slopes: Slopes,
+    class_share: Tensor | None,
+    out: Tensor,
+) -> None:
+    """Writes the gradient by the logits, (rows, classes); see the module's formula.
+
+    Args:
+        softmax: of the logits.
+        targets: (rows,), int64.
+        statistics: of the rows.
+        slopes: of the cost by the statistics.
+        class_share: as for `take`.
+        out: (rows, classes), where the gradient goes.
+    """
+    nll, mean, squares, logsumexp = (None if slope is None else slope.unsqueeze(1) for slope in slopes)
+    common = torch.zeros_like(statistics.nll).unsqueeze(1)  # what p is multiplied by
+    if nll is not None:
+        common += nll
+    if mean is not None:
+        common += mean if class_share is None else mean * class_share.sum()
+    if logsumexp is not None:
+        common += logsumexp
+    if squares is None:
+        torch.exp(softmax.logarithms, out=out).mul_(common)
+    else:
+        assert softmax.values is not None
+        common -= 2 * squares * statistics.squared_probabilities.unsqueeze(1)
+        torch.mul(softmax.values, 2 * squares, out=out).add_(common).mul_(softmax.values)
+    if mean is not None:
+        out -= mean / out.shape[1] if class_share is None else mean * class_share
+    if nll is not None:
+        out.scatter_add_(1, targets.unsqueeze(1), -nll)
