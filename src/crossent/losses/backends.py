@@ -40,7 +40,7 @@ def mean(loss: "RowLoss", rows: Rows, weight: Tensor, bias: Tensor | None) -> Te
         weight: (classes, features).
         bias: (classes,), or None.
     """
-    offset = loss.offset(bias)
+    offset = loss.offset(bias, weight)
     if choose(loss.backend, rows.features.shape[0], weight.shape[0]) == "dense":
         return _dense(loss, rows, weight, offset)
     device = weight.device.type
@@ -73,7 +73,7 @@ def _dense(loss: "RowLoss", rows: Rows, weight: Tensor, offset: Tensor | None) -
     if loss.is_nll and rows.weight is None:  # one node of autograd's, not four
         logarithms = torch.log_softmax(logits, dim)
         return F.nll_loss(logarithms if dim else logarithms.t(), targets)
-    statistics, _ = take(logits, targets, dim, loss.reads, loss.class_share(logits.dtype))
+    statistics, _ = take(logits, targets, dim, loss.reads, loss.class_share(logits))
     return rows.mean(loss.cost_of(statistics, rows))
 
 
@@ -177,7 +177,7 @@ def _visit(loss: "RowLoss", logits: Tensor, rows: Rows, differentiate: bool, cos
     size = len(logits)  # a GPU gains nothing from blocks
     if logits.device.type == "cpu":
         size = max(1, _BLOCK_BYTES // logits[:1].nbytes)
-    share = loss.class_share(logits.dtype)
+    share = loss.class_share(logits)
     for start in range(0, len(logits), size):
         part = slice(start, start + size)
         block, here = logits[part], rows.at(part)

@@ -70,6 +70,27 @@ def nonzero(total: Tensor | float) -> Tensor | float:
     return total.where(total != 0, 1) if isinstance(total, Tensor) else total or 1.0
 
 
+class PerClass:
+    """Numbers of the classes, (classes,), kept in double precision and handed out as they are needed.
+
+    No buffer of the module: its precision would change with the model's, and an Apple GPU has no double precision.
+    """
+
+    def __init__(self, values: Tensor | Sequence[float]) -> None:
+        self._values = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __len__(self) -> int:
+        return self._values.shape[0]
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """The numbers, (classes,), on a tensor's device, in its precision or, where that is narrower, float32."""
+        key = tensor.device, torch.promote_types(tensor.dtype, torch.float32)
+        if key not in self._copies:
+            self._copies[key] = self._values.to(*key)
+        return self._copies[key]
+
+
 class Loss(nn.Module, ABC):
     """A loss of a softmax classifier, given what the logits are made of rather than the logits themselves.
 
@@ -85,11 +106,10 @@ class Loss(nn.Module, ABC):
 
     backends: ClassVar[tuple[Backend, ...]] = ("dense",)
     has_softmax: ClassVar[bool] = True
-    class_weight: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("class_weight", None, persistent=False)
+        self.class_weight: PerClass | None = None
         self.ignore_index = IGNORED
         self.z_loss = 0.0
         self.backend: Backend = "auto"
@@ -119,7 +139,7 @@ class Loss(nn.Module, ABC):
             raise ValueError(f"z_loss={z_loss:g}: {type(self).__name__} has no softmax whose normaliser it could hold")
         if backend not in ("auto", *self.backends):
             raise ValueError(f"backend={backend}: {type(self).__name__} needs all logits of a row; use dense")
-        self.class_weight = None if class_weight is None else torch.as_tensor(class_weight, dtype=torch.float64)
+        self.class_weight = None if class_weight is None else PerClass(class_weight)
         self.ignore_index = ignore_index
         self.z_loss = z_loss
         self.backend = backend
@@ -188,15 +208,14 @@ class Loss(nn.Module, ABC):
                 _refuse_outside(targets, kept, classes)
                 features, targets = features[kept], targets[kept]
                 sample_weight = None if sample_weight is None else sample_weight[kept]
-        class_weight = self.class_weight
-        if class_weight is None and sample_weight is None:
-            return Rows(features, targets, None, None)
-        exact = torch.promote_types(features.dtype, torch.float32)
-        if class_weight is not None:
-            if len(class_weight) != classes:
-                raise ValueError(f"class_weight has {len(class_weight)} numbers for {classes} classes")
-            class_weight = class_weight[targets].to(exact)
-        return Rows(features, targets, None if sample_weight is None else sample_weight.to(exact), class_weight)
+        class_weight = None
+        if self.class_weight is not None:
+            if len(self.class_weight) != classes:
+                raise ValueError(f"class_weight has {len(self.class_weight)} numbers for {classes} classes")
+            class_weight = self.class_weight.like(features)[targets]
+        if sample_weight is not None:
+            sample_weight = sample_weight.to(torch.promote_types(features.dtype, torch.float32))
+        return Rows(features, targets, sample_weight, class_weight)
 
 
 class LogitLoss(Loss):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crossent.losses import backends
-from crossent.losses.base import Backend, Loss, Rows
+from crossent.losses.base import Backend, Loss, PerClass, Rows
 from crossent.losses.statistics import UNREAD, Slopes, Statistics
 
 
@@ -36,8 +36,8 @@ class RowLoss(Loss):
         """What is added to the cost of each row, (rows,), and not multiplied by the weight of its class."""
         return None
 
-    def offset(self, bias: Tensor | None) -> Tensor | None:
-        """What is added to the logits, (classes,): the bias, and what the loss itself adds."""
+    def offset(self, bias: Tensor | None, weight: Tensor) -> Tensor | None:
+        """What is added to all rows' logits, (classes,): the bias, and what the loss itself adds."""
         return bias
 
     def mean(self, rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -80,11 +80,11 @@ class RowLoss(Loss):
         self.spread(row)
         return frozenset(probe.read | ({"logsumexp"} if self.z_loss else set()))
 
-    def class_share(self, dtype: torch.dtype) -> Tensor | None:
+    def class_share(self, logits: Tensor) -> Tensor | None:
         """The classes' weights divided by their number, (classes,), where the mean over classes needs them."""
         if self.class_weight is None or "mean_nll" not in self.reads:
             return None
-        return (self.class_weight / len(self.class_weight)).to(dtype)
+        return self.class_weight.like(logits) / len(self.class_weight)
 
 
 class _Probe:
@@ -134,15 +134,14 @@ class LogitAdjusted(CrossEntropy):
         tau: τ, 0 or more.
     """
 
-    log_prior: Tensor
-
     def __init__(self, frequencies: Tensor, tau: float = 1.0) -> None:
         super().__init__()
         prior = frequencies.double() / frequencies.sum()
-        self.register_buffer("log_prior", tau * prior.log(), persistent=False)
+        self._log_prior = PerClass(tau * prior.log())
 
-    def offset(self, bias: Tensor | None) -> Tensor | None:
-        return self.log_prior if bias is None else self.log_prior.to(bias.dtype) + bias
+    def offset(self, bias: Tensor | None, weight: Tensor) -> Tensor | None:
+        log_prior = self._log_prior.like(weight).to(weight.dtype)
+        return log_prior if bias is None else log_prior + bias
 
 
 class Focal(RowLoss):
