@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from crossent import cli
+from crossent.train import command
 from crossent.training import train
 
 # Colours that people with any colour vision tell apart (Okabe and Ito), and lines that a grey print tells apart.
@@ -29,7 +30,7 @@ def curve(experiment: str) -> tuple[list[int], list[float]]:
         directory = Path(folder) / "run"
         with contextlib.chdir(folder):
             overrides = [f"experiment={experiment}", f"hydra.run.dir={directory}"]
-            if cli.run("train", train, overrides) != 0:
+            if cli.run(command(train), overrides) != 0:
                 raise SystemExit(f"{experiment} failed")
         events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
         events.Reload()

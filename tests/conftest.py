@@ -2,10 +2,11 @@
 
 import gc
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from crossent import cli
+from crossent.train import command
 from crossent.training import train as train_task
 
 gc.freeze()  # what has been imported stays; looking through it for garbage would slow every test down
@@ -66,21 +68,24 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def train(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Train:
+def train(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Train]:
     """Runs crossent-train in this process; quick, since torch is imported already."""
+    handlers, level = logging.root.handlers.copy(), logging.root.level
 
     def run(*overrides: str) -> Run:
         capsys.readouterr()
-        code = cli.run("train", train_task, list(overrides))
+        code = cli.run(command(train_task), list(overrides))
         captured = capsys.readouterr()
         latest = workplace / "logs" / "latest"
         return Run(code, captured.out, captured.err, latest.resolve() if latest.exists() else workplace)
 
-    return run
+    yield run
+    logging.root.handlers[:] = handlers  # Hydra's --info leaves one behind, whose stream is gone after the test
+    logging.root.setLevel(level)
 
 
-@pytest.fixture
-def command(workplace: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+@pytest.fixture(name="command")
+def command_in_process_of_its_own(workplace: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs crossent-train as a process of its own."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ from conftest import Train
 from crossent import cli, composing, config
 from crossent.checking import check
 from crossent.errors import UserError
+from crossent.train import command
 
 CHOICES = sorted(
     (path.parent.name, path.stem)
@@ -21,7 +22,7 @@ CHOICES = sorted(
 
 def compose(*overrides: str) -> config.TrainConfig:
     found: list[config.TrainConfig] = []
-    code = cli.run("train", lambda chosen, plain, directory: found.append(chosen), list(overrides))
+    code = cli.run(command(lambda chosen, plain, directory: found.append(chosen)), list(overrides))
     assert code == 0
     return found[0]
 
@@ -116,4 +117,4 @@ def test_hydras_other_options_answer(option: str, train: Train) -> None:
 
 def test_check_names_what_is_missing_altogether() -> None:
     with pytest.raises(UserError, match="seed: not set; expected an integer >= 0"):
-        check({})
+        check({}, config.TrainConfig)

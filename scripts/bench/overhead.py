@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from crossent import cli
 from crossent.data.toy import Toy
+from crossent.train import command
 from crossent.training import train
 
 STEPS = 1001
@@ -55,7 +56,7 @@ def crossent(log_every: int) -> float:
             f"hydra.run.dir={directory}",
         ]
         with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
-            if cli.run("train", train, overrides) != 0:
+            if cli.run(command(train), overrides) != 0:
                 raise RuntimeError("the run failed")
         return float(json.loads((directory / "metrics.json").read_text())["seconds"])
 

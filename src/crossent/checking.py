@@ -4,12 +4,12 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import inspect
 
-from crossent.config import NAMED_GROUPS, TRAINER_ELSEWHERE, BundledData, TrainConfig
+from crossent.config import NAMED_GROUPS, TRAINER_ELSEWHERE, BundledData
 from crossent.errors import UserError
 
 _MISSING = "???"  # OmegaConf's mark for a value that has to be given
@@ -17,21 +17,22 @@ _UNBOUNDED = 1e300  # bounds beyond this only keep infinity out
 
 Plain = Mapping[str, Any]
 Path = list[str]
+Config = TypeVar("Config", bound=msgspec.Struct)
 
 
-def check(composed: Plain) -> TrainConfig:
-    """Turns a composed, resolved configuration into its typed form.
+def check(composed: Plain, schema: type[Config]) -> Config:
+    """Turns a composed, resolved configuration into its typed form, a struct of config.py.
 
     Raises:
         UserError: a key that does not exist, a value of another type or out of range, or a package that the
             configuration needs and that is not installed. The message is one line, for the user.
     """
-    plain = _with_arguments_apart(composed)
+    plain = _with_arguments_apart(composed, schema)
     try:
-        config = msgspec.convert(plain, TrainConfig)
+        config = msgspec.convert(plain, schema)
     except msgspec.ValidationError as error:
-        raise UserError(_explanation(str(error), plain)) from None
-    if isinstance(config.data, BundledData) and importlib.util.find_spec("sklearn") is None:
+        raise UserError(_Finding(schema, plain).explanation(str(error))) from None
+    if isinstance(getattr(config, "data", None), BundledData) and importlib.util.find_spec("sklearn") is None:
         raise UserError(f"data={plain['data']['name']}: needs scikit-learn: pip install 'crossent[sklearn]'")
     return config
 
@@ -49,14 +50,14 @@ def show(value: object) -> str:
     return str(value)
 
 
-def _with_arguments_apart(composed: Plain) -> dict[str, Any]:
+def _with_arguments_apart(composed: Plain, schema: type) -> dict[str, Any]:
     """Splits a ``custom`` section into its class and that class's arguments, as `config.Custom` has them."""
     plain = dict(composed)
     for group in NAMED_GROUPS:
         section = plain.get(group)
         if not isinstance(section, dict) or section.get("name") != "custom":
             continue
-        known = {"name", *_fields(_type_at([group], plain))} - {"class_path", "arguments"}
+        known = {"name", *_fields(_Finding(schema, plain).type_at([group]))} - {"class_path", "arguments"}
         plain[group] = {key: value for key, value in section.items() if key in known} | {
             "class_path": section.get("_target_", _MISSING),
             "arguments": {key: value for key, value in section.items() if key not in known | {"_target_"}},
@@ -64,43 +65,83 @@ def _with_arguments_apart(composed: Plain) -> dict[str, Any]:
     return plain
 
 
-def _explanation(message: str, plain: Plain) -> str:
-    """Words msgspec's message in the user's terms: the key, what was found, what is allowed."""
-    what, _, location = message.partition(" - at `$")
-    path = re.findall(r"[^.\[\]`]+", location)
-    if unknown := re.search(r"unknown field `(.+)`", what):
-        return _unknown_key(path, unknown[1], plain)
-    if missing := re.search(r"missing required field `(.+)`", what):
-        path.append(missing[1])
-        return f"{_key(path)}: not set; expected {_expected(path, plain)}"
-    if not what.startswith(("Expected ", "Invalid ")):
-        return f"{_key(path)}: {what}" if path else what  # a rule over several keys, worded in config.py
-    found = _value_at(path, plain)
-    if found == _MISSING:
-        return f"{_key(path)}: not set; expected {_expected(path, plain)}"
-    if path and path[-1] == "name":
-        choices = _tags(_type_at(path[:-1], plain))
-        return f"{_key(path)}={show(found)}: no such choice{did_you_mean(str(found), choices)} One of: {_list(choices)}"
-    return f"{_key(path)}={show(found)}: expected {_expected(path, plain)}"
+class _Finding:
+    """What is wrong with a configuration, in the user's terms: the key, what was found, what is allowed.
 
+    Args:
+        schema: what the configuration should be.
+        plain: what it is.
+    """
 
-def _unknown_key(path: Path, name: str, plain: Plain) -> str:
-    rest = _only_path_below(_value_at([*path, name], plain))
-    key = _key([*path, name, *rest])
-    if path == ["trainer"] and name in TRAINER_ELSEWHERE:
-        return f"{key}: this is set by {TRAINER_ELSEWHERE[name]}"
-    if name == "_target_" and path and path[0] in NAMED_GROUPS:
-        return f"{key}: a class of your own goes with {path[0]}=custom"
-    known = _fields(_type_at(path, plain))
-    # Somebody who types lr=0.1 means a key of a section, and is told which.
-    elsewhere = [f"{part}.{name}" for part, keys in plain.items() if isinstance(keys, dict) and name in keys]
-    elsewhere = [full for full in elsewhere if not path and full.split(".")[0] in known]
-    hint = f", did you mean '{elsewhere[0]}'?" if elsewhere else did_you_mean(name, known)
-    hint = re.sub(r"'(.+)'", lambda near: f"'{_key([*path, near[1], *rest])}'", hint)
-    owner = _key(path)
-    if path and path[-1] in NAMED_GROUPS:
-        owner += f"={show(_value_at([*path, 'name'], plain))}"
-    return f"{key}: no such key{hint} {f'{owner} has' if path else 'Keys'}: {_list(known) or 'none'}"
+    def __init__(self, schema: type, plain: Plain) -> None:
+        self._schema = schema
+        self._plain = plain
+
+    def explanation(self, message: str) -> str:
+        """Words msgspec's message."""
+        what, _, location = message.partition(" - at `$")
+        path = re.findall(r"[^.\[\]`]+", location)
+        if unknown := re.search(r"unknown field `(.+)`", what):
+            return self._unknown_key(path, unknown[1])
+        if missing := re.search(r"missing required field `(.+)`", what):
+            path.append(missing[1])
+            return f"{_key(path)}: not set; expected {self._expected(path)}"
+        if not what.startswith(("Expected ", "Invalid ")):
+            return f"{_key(path)}: {what}" if path else what  # a rule over several keys, worded in config.py
+        found = _value_at(path, self._plain)
+        if found == _MISSING:
+            return f"{_key(path)}: not set; expected {self._expected(path)}"
+        if path and path[-1] == "name":
+            choices = _tags(self.type_at(path[:-1]))
+            near = did_you_mean(str(found), choices)
+            return f"{_key(path)}={show(found)}: no such choice{near} One of: {_list(choices)}"
+        return f"{_key(path)}={show(found)}: expected {self._expected(path)}"
+
+    def type_at(self, path: Path) -> inspect.Type:
+        """The declared type of the key; of a group's choices, the one that was chosen."""
+        kind: inspect.Type = inspect.type_info(self._schema)
+        plain: Any = self._plain
+        for part in path:
+            if isinstance(kind, inspect.UnionType):
+                kind = next(each for each in kind.types if isinstance(each, inspect.ListType | inspect.TupleType))
+            if isinstance(kind, inspect.StructType):
+                kind = next(field.type for field in kind.fields if field.encode_name == part)
+            elif isinstance(kind, inspect.TupleType):
+                kind = kind.item_types[int(part)]
+            elif isinstance(kind, inspect.ListType):
+                kind = kind.item_type
+            plain = plain.get(part) if isinstance(plain, dict) else None
+            if isinstance(kind, inspect.UnionType) and isinstance(plain, dict):
+                structs = [each for each in kind.types if isinstance(each, inspect.StructType)]
+                kind = next((each for each in structs if each.tag == plain.get("name")), kind)
+        return kind
+
+    def _unknown_key(self, path: Path, name: str) -> str:
+        rest = _only_path_below(_value_at([*path, name], self._plain))
+        key = _key([*path, name, *rest])
+        if path == ["trainer"] and name in TRAINER_ELSEWHERE:
+            return f"{key}: this is set by {TRAINER_ELSEWHERE[name]}"
+        if name == "_target_" and path and path[0] in NAMED_GROUPS:
+            return f"{key}: a class of your own goes with {path[0]}=custom"
+        known = _fields(self.type_at(path))
+        # Somebody who types lr=0.1 means a key of a section, and is told which.
+        elsewhere = [f"{part}.{name}" for part, keys in self._plain.items() if isinstance(keys, dict) and name in keys]
+        elsewhere = [full for full in elsewhere if not path and full.split(".")[0] in known]
+        hint = f", did you mean '{elsewhere[0]}'?" if elsewhere else did_you_mean(name, known)
+        hint = re.sub(r"'(.+)'", lambda near: f"'{_key([*path, near[1], *rest])}'", hint)
+        owner = _key(path)
+        if path and path[-1] in NAMED_GROUPS:
+            owner += f"={show(_value_at([*path, 'name'], self._plain))}"
+        return f"{key}: no such key{hint} {f'{owner} has' if path else 'Keys'}: {_list(known) or 'none'}"
+
+    def _expected(self, path: Path) -> str:
+        """The allowed values of a key in words."""
+        kind = self.type_at(path[:-1])
+        if path[-1] == "name":
+            return f"one of {_list(_tags(kind))}"
+        if isinstance(kind, inspect.StructType) and path[-1] not in _fields(kind):
+            return "a value"
+        return _describe(self.type_at(path))
 
 
 def _only_path_below(value: object) -> Path:
@@ -134,35 +175,8 @@ def _tags(kind: inspect.Type) -> list[str]:
     return [str(struct.tag) for struct in kinds if isinstance(struct, inspect.StructType)]
 
 
-def _type_at(path: Path, plain: Any) -> inspect.Type:
-    """The declared type of the key; of a group's choices, the one that was chosen."""
-    kind: inspect.Type = inspect.type_info(TrainConfig)
-    for part in path:
-        if isinstance(kind, inspect.StructType):
-            kind = next(field.type for field in kind.fields if field.encode_name == part)
-        elif isinstance(kind, inspect.TupleType):
-            kind = kind.item_types[int(part)]
-        plain = plain.get(part) if isinstance(plain, dict) else None
-        if isinstance(kind, inspect.UnionType) and isinstance(plain, dict):
-            kind = next(
-                (each for each in kind.types if isinstance(each, inspect.StructType) and each.tag == plain.get("name")),
-                kind,
-            )
-    return kind
-
-
 def _fields(kind: inspect.Type) -> list[str]:
     return [field.encode_name for field in kind.fields] if isinstance(kind, inspect.StructType) else []
-
-
-def _expected(path: Path, plain: Plain) -> str:
-    """The allowed values of a key in words."""
-    kind = _type_at(path[:-1], plain)
-    if path[-1] == "name":
-        return f"one of {_list(_tags(_type_at(path[:-1], plain)))}"
-    if isinstance(kind, inspect.StructType) and path[-1] not in _fields(kind):
-        return "a value"
-    return _describe(_type_at(path, plain))
 
 
 def _describe(kind: inspect.Type) -> str:
@@ -185,6 +199,8 @@ def _describe(kind: inspect.Type) -> str:
             return "true or false"
         case inspect.StrType():
             return "a text"
+        case inspect.ListType(item_type=item):
+            return f"a list, each {_describe(item)}"
         case inspect.TupleType(item_types=items):
             return f"a list of {len(items)}, each {_describe(items[0])}"
         case _:

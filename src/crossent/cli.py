@@ -10,8 +10,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -23,24 +24,40 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, run_job
 from hydra.types import HydraContext, RunMode
+from msgspec import Struct
 from omegaconf import DictConfig, OmegaConf
 
 from crossent import __version__, composing, runs, starting
 from crossent.checking import check, did_you_mean
-from crossent.config import TrainConfig
 from crossent.console import fall_silent
 from crossent.errors import UserError
 
-#: What a command does: the checked configuration, the same as plain values, and the run directory.
-Task = Callable[[TrainConfig, dict[str, Any], Path], object]
+Config = TypeVar("Config", bound=Struct)
 
 
-def run(name: str, task: Task, arguments: list[str] | None = None) -> int:
-    """Runs the command ``crossent-<name>`` and returns its exit code.
+@dataclass(frozen=True)
+class Command(Generic[Config]):
+    """A command ``crossent-<name>``.
+
+    Attributes:
+        name: of the command, and of the file of ``conf/`` that it starts from.
+        schema: what its configuration has to be, a struct of config.py.
+        task: what it does once the configuration has been found right, given that configuration, the same as plain
+            values, and the run directory.
+        trains: whether every call is a run with a directory of its own, which can be swept, repeated and resumed.
+    """
+
+    name: str
+    schema: type[Config]
+    task: Callable[[Config, dict[str, Any], Path], object]
+    trains: bool = False
+
+
+def run(command: Command[Any], arguments: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code.
 
     Args:
-        name: the command, and the file of ``conf/`` that it starts from.
-        task: what to do once the configuration has been found right.
+        command: which one.
         arguments: the command line without the program's name; by default that of this process.
 
     Returns:
@@ -48,7 +65,7 @@ def run(name: str, task: Task, arguments: list[str] | None = None) -> int:
         where the user interrupted.
     """
     try:
-        failures = _run(name, task, arguments)
+        failures = _run(command, arguments)
     except UserError as error:
         failures = [error]
     except BrokenPipeError:  # crossent-train --help | head
@@ -69,7 +86,7 @@ def run(name: str, task: Task, arguments: list[str] | None = None) -> int:
     return 2 if failures else 0
 
 
-def _run(name: str, task: Task, arguments: list[str] | None) -> list[UserError]:
+def _run(command: Command[Any], arguments: list[str] | None) -> list[UserError]:
     parser = get_args_parser()
     for action in parser._actions:
         if "--version" in action.option_strings:
@@ -78,8 +95,8 @@ def _run(name: str, task: Task, arguments: list[str] | None) -> list[UserError]:
     options = parser.parse_intermixed_args(arguments)
     overrides: list[str] = options.overrides
     OmegaConf.register_new_resolver("short_id", runs.short_id, use_cache=True, replace=True)
-    with _hydra(name, options) as hydra:
-        config_name = options.config_name or name
+    with _hydra(command.name, options) as hydra:
+        config_name = options.config_name or command.name
         if options.help:
             hydra.app_help(config_name=config_name, args_parser=parser, args=options)
         elif options.hydra_help:
@@ -91,11 +108,11 @@ def _run(name: str, task: Task, arguments: list[str] | None) -> list[UserError]:
         elif options.info:
             hydra.show_info(options.info, config_name=config_name, overrides=overrides)
         else:
-            request = starting.request(config_name, overrides, multirun=options.multirun)
-            with composing.explained(hydra, request.config_name, request.overrides, request.mode):
-                composed = _check_jobs(hydra, request)
+            request = _request(command, config_name, overrides, multirun=options.multirun)
+            with composing.explained(hydra, command.schema, request.config_name, request.overrides, request.mode):
+                composed = _check_jobs(hydra, command, request)
             if not options.cfg:
-                return _run_jobs(hydra, request, composed, task)
+                return _run_jobs(hydra, command, request, composed)
             hydra.show_cfg(
                 config_name=request.config_name,
                 overrides=request.overrides,
@@ -106,7 +123,16 @@ def _run(name: str, task: Task, arguments: list[str] | None) -> list[UserError]:
     return []
 
 
-def _check_jobs(hydra: Hydra, request: starting.Request) -> DictConfig:
+def _request(command: Command[Any], config_name: str, overrides: list[str], *, multirun: bool) -> starting.Request:
+    if command.trains:
+        return starting.request(config_name, overrides, multirun=multirun)
+    if multirun:
+        raise UserError(f"--multirun: crossent-{command.name} has no sweeps")
+    composing.parse(overrides)
+    return starting.Request(config_name, overrides, RunMode.RUN)
+
+
+def _check_jobs(hydra: Hydra, command: Command[Any], request: starting.Request) -> DictConfig:
     """Composes and checks every job before the first one starts and before a directory is made.
 
     Returns:
@@ -120,12 +146,14 @@ def _check_jobs(hydra: Hydra, request: starting.Request) -> DictConfig:
             raise UserError(f"hydra.sweep.dir={sweep}: it holds a sweep; choose another directory")
         hydras = list(composed.hydra.overrides.hydra)
         for overrides in _grid(hydra, composed):
-            with composing.explained(hydra, request.config_name, [*hydras, *overrides], RunMode.RUN):
-                check(composing.plain(hydra.config_loader.load_sweep_config(composed, overrides)))
+            with composing.explained(hydra, command.schema, request.config_name, [*hydras, *overrides], RunMode.RUN):
+                check(composing.plain(hydra.config_loader.load_sweep_config(composed, overrides)), command.schema)
         return composed
     plain = composing.plain(composed)
     request.check_unchanged(plain)
-    check(plain)
+    check(plain, command.schema)
+    if not command.trains:
+        return composed
     directory = Path(OmegaConf.select(composed, "hydra.run.dir") or "")
     if directory == Path():
         raise UserError("hydra.run.dir: empty; give a directory of the run's own")
@@ -134,7 +162,7 @@ def _check_jobs(hydra: Hydra, request: starting.Request) -> DictConfig:
     return composed
 
 
-def _run_jobs(hydra: Hydra, request: starting.Request, composed: DictConfig, task: Task) -> list[UserError]:
+def _run_jobs(hydra: Hydra, command: Command[Any], request: starting.Request, composed: DictConfig) -> list[UserError]:
     """Runs the jobs and returns the failures that the user can mend."""
     sweeps = composed.hydra.mode == RunMode.MULTIRUN
 
@@ -142,7 +170,7 @@ def _run_jobs(hydra: Hydra, request: starting.Request, composed: DictConfig, tas
         # Returned, not raised: Hydra would print lines of its own about an exception.
         try:
             plain = composing.plain(config)
-            return task(check(plain), plain, Path(HydraConfig.get().runtime.output_dir))
+            return command.task(check(plain, command.schema), plain, Path(HydraConfig.get().runtime.output_dir))
         except UserError as error:
             running = HydraConfig.get().job
             job = f"job {running.num} ({running.override_dirname}): " if sweeps else ""

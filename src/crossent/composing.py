@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
+from msgspec import Struct
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -34,14 +35,16 @@ def plain(composed: DictConfig) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def explained(hydra: Hydra, config_name: str, overrides: list[str], mode: RunMode) -> Iterator[None]:
+def explained(
+    hydra: Hydra, schema: type[Struct], config_name: str, overrides: list[str], mode: RunMode
+) -> Iterator[None]:
     """Turns what Hydra and OmegaConf raise while composing into one line for the user."""
     try:
         yield
     except MissingConfigException as error:
         raise UserError(_missing_choice(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
-        _raise_if_unknown_key(hydra, config_name, overrides, mode)
+        _raise_if_unknown_key(hydra, schema, config_name, overrides, mode)
         raise UserError(_complaint(error)) from error
 
 
@@ -84,7 +87,9 @@ def _missing_choice(error: MissingConfigException) -> str:
     return f"{group}={choice}: no such {group}{did_you_mean(choice, options)} One of: {', '.join(options)}"
 
 
-def _raise_if_unknown_key(hydra: Hydra, config_name: str, overrides: list[str], mode: RunMode) -> None:
+def _raise_if_unknown_key(
+    hydra: Hydra, schema: type[Struct], config_name: str, overrides: list[str], mode: RunMode
+) -> None:
     """Lets the check word what Hydra refused: composes again with every value let through."""
     through = [
         line
@@ -93,7 +98,7 @@ def _raise_if_unknown_key(hydra: Hydra, config_name: str, overrides: list[str], 
         for line, each in zip(overrides, parse(overrides), strict=True)
     ]
     with contextlib.suppress(HydraException, OmegaConfBaseException):
-        check(plain(hydra.compose_config(config_name, through, mode)))
+        check(plain(hydra.compose_config(config_name, through, mode)), schema)
 
 
 def _is_group(key: str) -> bool:

@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crossent import cli
     from crossent.config import TrainConfig
+
+
+def command(task: "Callable[[TrainConfig, dict[str, Any], Path], object]") -> "cli.Command[TrainConfig]":
+    """``crossent-train`` with a task: `crossent.training.train`, or another in its place."""
+    from crossent import cli, config
+
+    return cli.Command("train", config.TrainConfig, task, trains=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -15,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
         from crossent import cli  # here, so that a Ctrl-C while it is imported is answered like any other
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(cli.run("train", _task, arguments))
+    sys.exit(cli.run(command(_task), arguments))
 
 
 def _task(config: "TrainConfig", plain: dict[str, Any], directory: Path) -> object:
