@@ -80,7 +80,9 @@ def train(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Train
         return Run(code, captured.out, captured.err, latest.resolve() if latest.exists() else workplace)
 
     yield run
-    logging.root.handlers[:] = handlers  # Hydra's --info leaves one behind, whose stream is gone after the test
+    for left in set(logging.root.handlers) - set(handlers):  # a run closes them when the process ends
+        logging.root.removeHandler(left)
+        left.close()
     logging.root.setLevel(level)
 
 

@@ -73,7 +73,7 @@ MISTAKES = [
     ("optimizer.lr=0.1,0.2", ["optimizer.lr=0.1,0.2", "--multirun"]),
     ("optimizer.lr=range(1,3)", ["optimizer.lr=range(1,3)", "--multirun"]),
     ("-m optimizer.lr=0.1,abc", ["optimizer.lr=abc", "a number > 0"]),
-    ("-m loss=nll,hinge", ["loss=hinge", "did you mean"]),
+    ("-m loss=nll,hing", ["loss=hing", "did you mean 'hinge'?"]),
     ("~optimizer.lr", ["optimizer.lr: not set", "a number > 0"]),
     ("~data", ["data: not set", "breast_cancer, custom"]),
     ("+optimizer.lr=2", ["already", "optimizer.lr"]),

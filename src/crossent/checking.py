@@ -124,6 +124,9 @@ class _Finding:
         if name == "_target_" and path and path[0] in NAMED_GROUPS:
             return f"{key}: a class of your own goes with {path[0]}=custom"
         known = _fields(self.type_at(path))
+        if readers := self._choices_with(path, name):
+            chosen = f"{path[0]}={show(_value_at([*path, 'name'], self._plain))}"
+            return f"{key}: {chosen} does not read it, but {', '.join(readers)}; {chosen} has: {_list(known)}"
         # Somebody who types lr=0.1 means a key of a section, and is told which.
         elsewhere = [f"{part}.{name}" for part, keys in self._plain.items() if isinstance(keys, dict) and name in keys]
         elsewhere = [full for full in elsewhere if not path and full.split(".")[0] in known]
@@ -133,6 +136,14 @@ class _Finding:
         if path and path[-1] in NAMED_GROUPS:
             owner += f"={show(_value_at([*path, 'name'], self._plain))}"
         return f"{key}: no such key{hint} {f'{owner} has' if path else 'Keys'}: {_list(known) or 'none'}"
+
+    def _choices_with(self, path: Path, name: str) -> list[str]:
+        """The group's choices that have a key which the chosen one lacks."""
+        if len(path) != 1 or path[0] not in NAMED_GROUPS:
+            return []
+        (schema,) = _structs(inspect.type_info(self._schema))
+        group = next(field.type for field in schema.fields if field.encode_name == path[0])
+        return [f"{path[0]}={choice.tag}" for choice in _structs(group) if name in _fields(choice)]
 
     def _expected(self, path: Path) -> str:
         """The allowed values of a key in words."""
@@ -169,10 +180,15 @@ def _value_at(path: Path, plain: Any) -> object:
     return found
 
 
+def _structs(kind: inspect.Type) -> list[inspect.StructType]:
+    """The choices that a type has."""
+    kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
+    return [struct for struct in kinds if isinstance(struct, inspect.StructType)]
+
+
 def _tags(kind: inspect.Type) -> list[str]:
     """The names of a group's choices."""
-    kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
-    return [str(struct.tag) for struct in kinds if isinstance(struct, inspect.StructType)]
+    return [str(struct.tag) for struct in _structs(kind)]
 
 
 def _fields(kind: inspect.Type) -> list[str]:
@@ -183,8 +199,8 @@ def _describe(kind: inspect.Type) -> str:
     match kind:
         case inspect.Metadata(type=inner, extra_json_schema=extra):
             return str((extra or {}).get("description") or _describe(inner))
-        case inspect.UnionType(types=kinds) if all(isinstance(each, inspect.StructType) for each in kinds):
-            return f"one of {_list(_tags(kind))}"
+        case inspect.UnionType(types=kinds) if tags := _tags(kind):
+            return f"one of {_list(tags)}{' or null' if len(tags) < len(kinds) else ''}"
         case inspect.UnionType(types=kinds):
             return " or ".join(_describe(each) for each in kinds)
         case inspect.IntType():
@@ -208,7 +224,6 @@ def _describe(kind: inspect.Type) -> str:
 
 
 def _range(kind: inspect.IntType | inspect.FloatType) -> str:
-    largest = kind.le if kind.le is not None and kind.le < _UNBOUNDED else None
-    named = {">": kind.gt, ">=": kind.ge, "<": kind.lt, "<=": largest}
-    bounds = [f"{name} {bound}" for name, bound in named.items() if bound is not None]
+    named = {">": kind.gt, ">=": kind.ge, "<": kind.lt, "<=": kind.le}
+    bounds = [f"{name} {bound}" for name, bound in named.items() if bound is not None and abs(bound) < _UNBOUNDED]
     return f" {' and '.join(bounds)}" if bounds else ""

@@ -72,10 +72,7 @@ def run(command: Command[Any], arguments: list[str] | None = None) -> int:
         fall_silent()
         return 0
     except OSError as error:
-        if error.filename is None:  # not about a file: no mistake of the user's
-            raise
-        failures = [UserError(f"{error.filename}: {error.strerror}")]
-        failures[0].__cause__ = error
+        failures = [_about_a_file(error)]
     except KeyboardInterrupt as interrupt:
         print(f"interrupted{interrupt}", file=sys.stderr)
         return 130
@@ -171,10 +168,14 @@ def _run_jobs(hydra: Hydra, command: Command[Any], request: starting.Request, co
         try:
             plain = composing.plain(config)
             return command.task(check(plain, command.schema), plain, Path(HydraConfig.get().runtime.output_dir))
-        except UserError as error:
+        except BrokenPipeError:  # crossent-explain | head
+            fall_silent()
+            return None
+        except (UserError, OSError) as error:
+            reason = error if isinstance(error, UserError) else _about_a_file(error)
             running = HydraConfig.get().job
             job = f"job {running.num} ({running.override_dirname}): " if sweeps else ""
-            failure = UserError(f"{job}{error}")
+            failure = UserError(f"{job}{reason}")
             failure.__cause__ = error
             return failure
 
@@ -192,6 +193,15 @@ def _run_jobs(hydra: Hydra, command: Command[Any], request: starting.Request, co
         callbacks.on_run_end(config=composed, config_name=request.config_name, job_return=done)
         returned = [done]
     return [each.return_value for each in returned if isinstance(each.return_value, UserError)]
+
+
+def _about_a_file(error: OSError) -> UserError:
+    """What the system has to say of a file, for the user; other errors of the system are raised."""
+    if error.filename is None:
+        raise error
+    reason = UserError(f"{error.filename}: {error.strerror}")
+    reason.__cause__ = error
+    return reason
 
 
 def _grid(hydra: Hydra, master: DictConfig) -> list[list[str]]:
