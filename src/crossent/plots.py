@@ -46,6 +46,8 @@ def save_losses(path: Path, gap: str, gaps: Tensor, curves: dict[str, tuple[Tens
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(part, dpi=150, format="png")
         part.replace(path)
+    except FileExistsError as error:
+        raise UserError(f"plot={path}: {path.parent} is not a directory") from error
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
