@@ -25,7 +25,7 @@ MANY_CLASSES = 8192
 MANY_BYTES = 256 * 2**20
 # The logits of a slice. Less would make the matrix products slower, which read all weights for every slice.
 SLICE_BYTES = 64 * 2**20
-# The logits of a block: what is done to them row by row is done while they are in a core's cache.
+# The logits of a block, for each thread: what is done to them row by row is done while they are in a core's cache.
 _BLOCK_BYTES = 2**20
 # So few classes are stored class by class: along a short last dimension log_softmax is ten times slower.
 _FEW_CLASSES = 64
@@ -176,7 +176,8 @@ def _visit(loss: "RowLoss", logits: Tensor, rows: Rows, differentiate: bool, cos
     """Writes the weighted costs of rows, (rows,); their logits turn into the gradient by them, if it is wanted."""
     size = len(logits)  # a GPU gains nothing from blocks
     if logits.device.type == "cpu":
-        size = max(1, _BLOCK_BYTES // logits[:1].nbytes)
+        threads = torch.get_num_threads()  # among which PyTorch shares out whole rows
+        size = threads * max(1, _BLOCK_BYTES // logits[:1].nbytes)
     share = loss.class_share(logits)
     for start in range(0, len(logits), size):
         part = slice(start, start + size)

@@ -21,11 +21,10 @@ class Binary(LogitLoss):
     """
 
     has_softmax: ClassVar[bool] = False
-    pos_weight: Tensor | None
 
     def __init__(self, pos_weight: float | None = None) -> None:
         super().__init__()
-        self.register_buffer("pos_weight", None if pos_weight is None else torch.tensor(pos_weight), persistent=False)
+        self.pos_weight = 1.0 if pos_weight is None else pos_weight
 
     def outputs(self, classes: int) -> int:
         """One, for two classes.
@@ -49,7 +48,8 @@ class Binary(LogitLoss):
 
     def cost(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The cost of each row, (rows,), from one logit a row, (rows, 1)."""
-        difference = logits.squeeze(1)
-        return F.binary_cross_entropy_with_logits(
-            difference, targets.to(difference.dtype), pos_weight=self.pos_weight, reduction="none"
-        )
+        positive = targets == 1
+        # binary_cross_entropy_with_logits takes the difference of two near numbers for class 0, and so loses what is
+        # left of a small cost.
+        costs = -F.logsigmoid(torch.where(positive, logits.squeeze(1), -logits.squeeze(1)))
+        return costs if self.pos_weight == 1 else costs * torch.where(positive, self.pos_weight, 1.0)
