@@ -40,16 +40,15 @@ def mean(loss: "RowLoss", rows: Rows, weight: Tensor, bias: Tensor | None) -> Te
         weight: (classes, features).
         bias: (classes,), or None.
     """
-    offset = loss.offset(bias, weight)
-    if choose(loss.backend, rows.features.shape[0], weight.shape[0]) == "dense":
-        return _dense(loss, rows, weight, offset)
-    device = weight.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    with torch.autocast(device, enabled=False):
-        mean: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
-            loss, rows, dtype, torch.is_grad_enabled(), rows.features, weight, offset
-        )
-    return mean
+    features, offset, device = rows.features, loss.offset(bias, weight), weight.device.type
+    run = _dense if choose(loss.backend, features.shape[0], weight.shape[0]) == "dense" else _chunked
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return run(loss, rows, weight, offset, dtype)
+    if features.dtype != weight.dtype:
+        raise ValueError(f"features are {features.dtype}, but the weight is {weight.dtype}")
+    return run(loss, rows, weight, offset, weight.dtype)
 
 
 def choose(name: str, rows: int, classes: int) -> str:
@@ -59,22 +58,31 @@ def choose(name: str, rows: int, classes: int) -> str:
     return "chunked" if classes >= MANY_CLASSES or rows * classes * 4 > MANY_BYTES else "dense"
 
 
-def _dense(loss: "RowLoss", rows: Rows, weight: Tensor, offset: Tensor | None) -> Tensor:
+def _dense(loss: "RowLoss", rows: Rows, weight: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
     features, targets = rows.features, rows.targets
     dim = 0 if weight.shape[0] < _FEW_CLASSES else 1
-    if dim:
+    if dtype.itemsize < 4:
+        features, weight = features.to(dtype), weight.to(dtype)
+        logits = (features.mm(weight.t()) if dim else weight.mm(features.t())).float()
+        logits = logits if offset is None else logits + offset.unsqueeze(1 - dim)
+    elif dim:
         logits = F.linear(features, weight, offset)
     elif offset is None:
         logits = weight.mm(features.t())
     else:
         logits = torch.addmm(offset.unsqueeze(1), weight, features.t())
-    if logits.dtype.itemsize < 4:
-        logits = logits.float()
-    if loss.is_nll and rows.weight is None:  # one node of autograd's, not four
+    statistics, is_nll = loss.reading()
+    if is_nll and rows.weight is None:  # one node of autograd's, not four
         logarithms = torch.log_softmax(logits, dim)
         return F.nll_loss(logarithms if dim else logarithms.t(), targets)
-    statistics, _ = take(logits, targets, dim, loss.reads, loss.class_share(logits))
-    return rows.mean(loss.cost_of(statistics, rows))
+    return rows.mean(loss.cost_of(take(logits, targets, dim, statistics, loss.class_share(logits))[0], rows))
+
+
+def _chunked(loss: "RowLoss", rows: Rows, weight: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
+    mean: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
+        loss, rows, dtype, torch.is_grad_enabled(), rows.features, weight, offset
+    )
+    return mean
 
 
 class _Gradients(NamedTuple):
@@ -106,7 +114,7 @@ class _Chunked(torch.autograd.Function):
         ctx.arguments = loss, rows, dtype
         ctx.save_for_backward(features, weight, offset)
         wanted = ctx.needs_input_grad[4:] if differentiate else (False, False, False)
-        costs, ctx.gradients = _chunked(loss, rows, weight, offset, dtype, wanted)
+        costs, ctx.gradients = _in_slices(loss, rows, weight, offset, dtype, wanted)
         return rows.mean(costs)
 
     @staticmethod
@@ -118,12 +126,12 @@ class _Chunked(torch.autograd.Function):
         if gradients is None:
             features, weight, offset = ctx.saved_tensors  # raises if they have been changed since
             rows = rows._replace(features=features)
-            gradients = _chunked(loss, rows, weight, offset, dtype, ctx.needs_input_grad[4:])[1]
+            gradients = _in_slices(loss, rows, weight, offset, dtype, ctx.needs_input_grad[4:])[1]
         by_sum = by_mean / nonzero(rows.total)
         return None, None, None, None, *(None if each is None else each.mul_(by_sum) for each in gradients)
 
 
-def _chunked(
+def _in_slices(
     loss: "RowLoss",
     rows: Rows,
     weight: Tensor,
@@ -137,36 +145,38 @@ def _chunked(
     """
     exact = torch.promote_types(dtype, torch.float32)
     features, weight = rows.features.to(dtype), weight.to(dtype)
-    offset = None if offset is None else offset.to(dtype)
     (count, columns), classes, device = features.shape, weight.shape[0], weight.device
     size = min(count, max(1, SLICE_BYTES // (classes * exact.itemsize)))
     memory = torch.empty(size, classes, dtype=exact, device=device)
     product = memory if dtype == exact else torch.empty_like(memory, dtype=dtype)
     costs = torch.empty(count, dtype=exact, device=device)
     gradients = _Gradients(
-        torch.empty(count, columns, dtype=dtype, device=device) if wanted[0] else None,
+        torch.empty(count, columns, dtype=exact, device=device) if wanted[0] else None,
         torch.zeros(classes, columns, dtype=exact, device=device) if wanted[1] else None,
         torch.zeros(classes, dtype=exact, device=device) if wanted[2] else None,
     )
+    # float16 has too narrow a range for gradients: small ones vanish, sums overflow.
+    back = exact if dtype == torch.float16 else dtype
     for start in range(0, count, size):
         part = slice(start, min(start + size, count))
-        logits, narrow = memory[: part.stop - start], product[: part.stop - start]
-        if offset is None:
-            torch.mm(features[part], weight.t(), out=narrow)
+        logits, narrow, inputs = memory[: part.stop - start], product[: part.stop - start], features[part]
+        if dtype != exact:
+            logits.copy_(torch.mm(inputs, weight.t(), out=narrow))
+            if offset is not None:
+                logits.add_(offset)
+        elif offset is None:
+            torch.mm(inputs, weight.t(), out=logits)
         else:
-            torch.addmm(offset, features[part], weight.t(), out=narrow)
-        if dtype != exact:
-            logits.copy_(narrow)
+            torch.addmm(offset, inputs, weight.t(), out=logits)
         _visit(loss, logits, rows.at(part), any(wanted), costs[part])
-        if dtype != exact:
-            narrow.copy_(logits)  # from here on it is the gradient by the logits
+        by_logits = logits if back == exact else narrow.copy_(logits)
         if gradients.features is not None:
-            torch.mm(narrow, weight, out=gradients.features[part])
+            gradients.features[part] = by_logits.mm(weight.to(back))
         if gradients.weight is not None:
             if dtype == exact:
-                gradients.weight.addmm_(narrow.t(), features[part])
+                gradients.weight.addmm_(by_logits.t(), inputs)
             else:
-                gradients.weight.add_(narrow.t().mm(features[part]))
+                gradients.weight.add_(by_logits.t().mm(inputs.to(back)))
         if gradients.offset is not None:
             gradients.offset.add_(logits.sum(dim=0))
     return costs, gradients
@@ -182,7 +192,7 @@ def _visit(loss: "RowLoss", logits: Tensor, rows: Rows, differentiate: bool, cos
     for start in range(0, len(logits), size):
         part = slice(start, start + size)
         block, here = logits[part], rows.at(part)
-        statistics, softmax = take(block, here.targets, 1, loss.reads, share)
+        statistics, softmax = take(block, here.targets, 1, loss.reading().statistics, share)
         if differentiate:
             costs[part], slopes = loss.differentiated(statistics, here)
             go_back(softmax, here.targets, statistics, slopes, share, out=block)

@@ -175,10 +175,10 @@ class Loss(nn.Module, ABC):
         """
         rows = self._counting(features, targets, sample_weight, self.classes(weight.shape[0]))
         if not rows.targets.shape[0]:
-            return Cost(F.linear(rows.features, weight, bias).sum(), 0.0)  # 0, and so are its gradients
+            return Cost(F.linear(rows.features, weight, bias).float().sum(), 0.0)  # 0, and so are its gradients
         mean = self.mean(rows, weight, bias)
         if mean.is_cpu and isnan(mean.item()):  # elsewhere a look at the number would hold up the device
-            _refuse_nan(features)
+            _refuse_nan(features, targets != self.ignore_index)
         return Cost(mean, rows.total)
 
     @abstractmethod
@@ -235,6 +235,7 @@ class LogitLoss(Loss):
         logits = F.linear(rows.features, weight, bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         costs = self.cost(logits, rows.targets)
+        costs = costs.masked_fill(logits.isnan().any(dim=1), torch.nan)  # some of PyTorch's losses take NaN for 0
         if self.z_loss:
             costs = costs + self.z_loss * logits.logsumexp(dim=1).square()
         return rows.mean(costs if rows.weight is None else costs * rows.weight)
@@ -251,8 +252,8 @@ def _refuse_outside(targets: Tensor, kept: Tensor, classes: int) -> None:
         raise ValueError(f"row {row}: target {int(targets[row])}, expected 0 to {classes - 1}")
 
 
-def _refuse_nan(features: Tensor) -> None:
+def _refuse_nan(features: Tensor, counts: Tensor) -> None:
     """Names the row that is to blame for a cost that is no number, if the features are."""
-    broken = features.isnan().any(dim=1)
+    broken = features.isnan().any(dim=1) & counts
     if broken.any():
         raise ValueError(f"row {int(broken.nonzero()[0])}: NaN in the features")

@@ -52,4 +52,4 @@ class Binary(LogitLoss):
         # binary_cross_entropy_with_logits takes the difference of two near numbers for class 0, and so loses what is
         # left of a small cost.
         costs = -F.logsigmoid(torch.where(positive, logits.squeeze(1), -logits.squeeze(1)))
-        return costs if self.pos_weight == 1 else costs * torch.where(positive, self.pos_weight, 1.0)
+        return costs if self.pos_weight == 1 else torch.where(positive, self.pos_weight * costs, costs)

@@ -5,8 +5,7 @@ A loss added here is ten lines: a class with the formula, its parameters in ``co
 """
 
 from abc import abstractmethod
-from functools import cached_property
-from typing import ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +13,21 @@ from torch import Tensor
 from crossent.losses import backends
 from crossent.losses.base import Backend, Loss, PerClass, Rows
 from crossent.losses.statistics import UNREAD, Slopes, Statistics
+
+
+class Reading(NamedTuple):
+    """What a loss reads of a row.
+
+    Attributes:
+        statistics: their names.
+        is_nll: whether a row's cost is its ``nll`` and nothing else.
+    """
+
+    statistics: frozenset[str]
+    is_nll: bool
+
+
+_READING = "_reading"
 
 
 class RowLoss(Loss):
@@ -61,28 +75,34 @@ class RowLoss(Loss):
         with torch.enable_grad():
             leaves = [each if each is UNREAD else each.requires_grad_() for each in row]
             costs = self.cost_of(Statistics(*leaves), rows)
-            found = iter(torch.autograd.grad(costs.sum(), [leaf for leaf in leaves if leaf is not UNREAD]))
-        return costs.detach(), Slopes(*(None if leaf is UNREAD else next(found) for leaf in leaves))
+            read = [leaf for leaf in leaves if leaf is not UNREAD]
+            found = iter(torch.autograd.grad(costs.sum(), read, allow_unused=True) if costs.requires_grad else ())
+        return costs.detach(), Slopes(*(None if leaf is UNREAD else next(found, None) for leaf in leaves))
 
-    @cached_property
-    def is_nll(self) -> bool:
-        """Whether the cost of a row is its ``nll`` and nothing else."""
-        return False
+    def reading(self) -> Reading:
+        """What the formula reads, found by trying it on a row that takes note; once, until something is changed."""
+        found: Reading | None = self.__dict__.get(_READING)
+        if found is None:
+            found = self.__dict__[_READING] = self._try_formula()
+        return found
 
-    @cached_property
-    def reads(self) -> frozenset[str]:
-        """The statistics that the loss reads, found by trying it on a row that takes note."""
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__.pop(_READING, None)  # an option may decide over what is read
+        super().__setattr__(name, value)
+
+    def _try_formula(self) -> Reading:
         probe = _Probe()
         row = cast(Statistics, probe)
         cost = self.cost(row)
         if not isinstance(cost, Tensor) or cost.shape != (1,):
             raise ValueError(f"{type(self).__name__}.cost has to return a cost a row, (rows,)")
-        self.spread(row)
-        return frozenset(probe.read | ({"logsumexp"} if self.z_loss else set()))
+        spread = self.spread(row)
+        is_nll = cost is probe.read.get("nll") and spread is None and not self.z_loss
+        return Reading(frozenset(probe.read) | ({"logsumexp"} if self.z_loss else frozenset()), is_nll)
 
     def class_share(self, logits: Tensor) -> Tensor | None:
         """The classes' weights divided by their number, (classes,), where the mean over classes needs them."""
-        if self.class_weight is None or "mean_nll" not in self.reads:
+        if self.class_weight is None or "mean_nll" not in self.reading().statistics:
             return None
         return self.class_weight.like(logits) / len(self.class_weight)
 
@@ -91,13 +111,12 @@ class _Probe:
     """A row of statistics that remembers what was read of it."""
 
     def __init__(self) -> None:
-        self.read: set[str] = set()
+        self.read: dict[str, Tensor] = {}
 
     def __getattr__(self, name: str) -> Tensor:
         if name not in Statistics._fields:
-            raise AttributeError(f"statistics have no '{name}', only {', '.join(Statistics._fields)}")
-        self.read.add(name)
-        return torch.full((1,), 0.5)
+            raise AttributeError(f"a row has no '{name}', only {', '.join(Statistics._fields)}")
+        return self.read.setdefault(name, torch.full((1,), 0.5))
 
 
 class CrossEntropy(RowLoss):
@@ -119,10 +138,6 @@ class CrossEntropy(RowLoss):
     def spread(self, row: Statistics) -> Tensor | None:
         return self.label_smoothing * row.mean_nll if self.label_smoothing else None
 
-    @cached_property
-    def is_nll(self) -> bool:
-        return not self.label_smoothing and not self.z_loss
-
 
 class LogitAdjusted(CrossEntropy):
     """Cross entropy of logits + τ · log(class frequencies): rare classes get the margin that their rarity takes.
@@ -140,7 +155,7 @@ class LogitAdjusted(CrossEntropy):
         self._log_prior = PerClass(tau * prior.log())
 
     def offset(self, bias: Tensor | None, weight: Tensor) -> Tensor | None:
-        log_prior = self._log_prior.like(weight).to(weight.dtype)
+        log_prior = self._log_prior.like(weight)
         return log_prior if bias is None else log_prior + bias
 
 
