@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossent.losses import LOSSES, Binary, CrossEntropy, LogitAdjusted, LogitLoss, Loss, RowLoss
-from crossent.losses.backends import SLICE_BYTES
+from crossent.losses.backends import slice_rows
 from crossent.losses.base import Backend
 
 REFERENCE = "F.cross_entropy"
@@ -91,7 +91,7 @@ def floor(problem: Problem) -> None:
     """The logits and the weight's gradient by them, a slice of rows at a time, in one buffer."""
     features, _, weight, bias = problem
     with torch.no_grad():
-        size = min(len(features), max(1, SLICE_BYTES // (len(weight) * weight.itemsize)))
+        size = min(len(features), slice_rows(weight, weight.itemsize))
         memory = torch.empty(size, len(weight), device=weight.device)
         gradient, by_bias = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
         for rows in features.split(size):

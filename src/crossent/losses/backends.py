@@ -26,7 +26,7 @@ MANY_BYTES = 256 * 2**20
 # The logits of a slice. Less would make the matrix products slower, which read all weights for every slice.
 SLICE_BYTES = 64 * 2**20
 # The logits of a block, for each thread: what is done to them row by row is done while they are in a core's cache.
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2 * 2**20
 # So few classes are stored class by class: along a short last dimension log_softmax is ten times slower.
 _FEW_CLASSES = 64
 
@@ -146,7 +146,7 @@ def _in_slices(
     exact = torch.promote_types(dtype, torch.float32)
     features, weight = rows.features.to(dtype), weight.to(dtype)
     (count, columns), classes, device = features.shape, weight.shape[0], weight.device
-    size = min(count, max(1, SLICE_BYTES // (classes * exact.itemsize)))
+    size = min(count, slice_rows(weight, exact.itemsize))
     memory = torch.empty(size, classes, dtype=exact, device=device)
     product = memory if dtype == exact else torch.empty_like(memory, dtype=dtype)
     costs = torch.empty(count, dtype=exact, device=device)
@@ -180,6 +180,17 @@ def _in_slices(
         if gradients.offset is not None:
             gradients.offset.add_(logits.sum(dim=0))
     return costs, gradients
+
+
+def slice_rows(weight: Tensor, itemsize: int) -> int:
+    """How many rows' logits are held at a time.
+
+    Matrix products are fastest in steps of 64 rows; so many are taken also where they need more than `SLICE_BYTES`, as
+    long as they need no more than the weight itself, (classes, features).
+    """
+    classes, columns = weight.shape
+    rows = SLICE_BYTES // (classes * itemsize)
+    return rows - rows % 64 if rows >= 64 else max(1, rows, min(64, columns))
 
 
 def _visit(loss: "RowLoss", logits: Tensor, rows: Rows, differentiate: bool, costs: Tensor) -> None:
