@@ -19,6 +19,8 @@ from crossent import cli
 from crossent.train import command
 from crossent.training import train as train_task
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers have taken the cores; threads that wait for one another would stand still
 gc.freeze()  # what has been imported stays; looking through it for garbage would slow every test down
 
 

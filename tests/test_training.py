@@ -196,8 +196,9 @@ def test_two_classes_take_one_output_under_the_notebooks_rule(train: Train) -> N
 def test_every_optimizer_brings_the_cost_down(name: str, batch_size: str, train: Train) -> None:
     # Without a penalty a batch that can be told apart has no optimum, and LBFGS ends in 0 / 0.
     run = train(
-        "data=iris", "model.l2=0.01", f"optimizer={name}", f"data.batch_size={batch_size}", "trainer.max_steps=60"
-    )
+        "data=iris", f"optimizer={name}", f"data.batch_size={batch_size}", "model.l2=0.01",
+        "trainer.max_steps=60", "trainer.log_every_n_steps=1",
+    )  # fmt: skip
 
     cost = run.curves["train/cost"]
     assert cost[max(cost)] < cost[0] / 2

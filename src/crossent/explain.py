@@ -18,8 +18,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _task(config: "ExplainConfig", plain: dict[str, Any], directory: Path) -> None:
-    from crossent.explaining import explain  # only now: a wrong override need not wait for torch
+    import torch  # only now: a wrong override need not wait for it
 
+    from crossent.explaining import explain
+
+    torch.set_num_threads(1)  # what is explained is tiny
     explain(config)
 
 
