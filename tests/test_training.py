@@ -201,7 +201,7 @@ def test_every_optimizer_brings_the_cost_down(name: str, batch_size: str, train:
     )  # fmt: skip
 
     cost = run.curves["train/cost"]
-    assert cost[max(cost)] < cost[0] / 2
+    assert sum(cost[step] for step in range(56, 60)) / 4 < cost[0] / 2  # over the four batches of the last epoch
 
 
 @pytest.mark.parametrize("name", ["one_hot", "nll", "cross_entropy"])
