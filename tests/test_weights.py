@@ -131,7 +131,14 @@ def test_a_step_without_a_row_that_counts_is_said_once(train: Train) -> None:
     assert not weight(run).any()
 
 
-def test_accuracy_leaves_ignored_rows_out(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_that_is_ignored_has_no_rows(train: Train) -> None:
+    run = train("data=iris", "loss.ignore_index=1", "loss.class_weight=balanced", "trainer.max_steps=2")
+
+    assert run.code == 0, run.err
+    assert run.checkpoint()["crossent"]["data"]["class_counts"] == [40, 0, 40]
+
+
+def test_accuracy_leaves_ignored_rows_out(train: Train) -> None:
     run = train("data=iris", "loss.ignore_index=2", "trainer.max_steps=300", "trainer.val_check_interval=300")
 
     assert run.code == 0, run.err
