@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
@@ -12,6 +13,7 @@ from crossent.errors import UserError
 from crossent.losses.base import PerClass
 
 COMMON: dict[str, Any] = {"class_weight": None, "ignore_index": -100, "z_loss": 0.0, "backend": "auto"}
+HINGE = {"class_path": "crossent.losses.Hinge", "arguments": {}}
 
 
 def section(name: str, **options: object) -> config.Loss:
@@ -35,7 +37,7 @@ def test_balanced_is_scikit_learns() -> None:
 
     loss = losses.build(section("brier", class_weight="balanced"), [3, 1, 5])
 
-    expected = compute_class_weight("balanced", classes=[0, 1, 2], y=targets)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=targets)
     assert weights(loss.class_weight) == pytest.approx(expected.tolist(), rel=1e-15)
 
 
