@@ -71,7 +71,7 @@ def _dense(loss: "RowLoss", rows: Rows, weight: Tensor, offset: Tensor | None, d
         logits = weight.mm(features.t())
     else:
         logits = torch.addmm(offset.unsqueeze(1), weight, features.t())
-    statistics, is_nll = loss.reading()
+    statistics, is_nll = loss.reading(logits)
     if is_nll and rows.weight is None:  # one node of autograd's, not four
         logarithms = torch.log_softmax(logits, dim)
         return F.nll_loss(logarithms if dim else logarithms.t(), targets)
@@ -203,7 +203,7 @@ def _visit(loss: "RowLoss", logits: Tensor, rows: Rows, differentiate: bool, cos
     for start in range(0, len(logits), size):
         part = slice(start, start + size)
         block, here = logits[part], rows.at(part)
-        statistics, softmax = take(block, here.targets, 1, loss.reading().statistics, share)
+        statistics, softmax = take(block, here.targets, 1, loss.reading(block).statistics, share)
         if differentiate:
             costs[part], slopes = loss.differentiated(statistics, here)
             go_back(softmax, here.targets, statistics, slopes, share, out=block)

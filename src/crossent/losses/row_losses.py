@@ -79,19 +79,23 @@ class RowLoss(Loss):
             found = iter(torch.autograd.grad(costs.sum(), read, allow_unused=True) if costs.requires_grad else ())
         return costs.detach(), Slopes(*(None if leaf is UNREAD else next(found, None) for leaf in leaves))
 
-    def reading(self) -> Reading:
-        """What the formula reads, found by trying it on a row that takes note; once, until something is changed."""
+    def reading(self, logits: Tensor) -> Reading:
+        """What the formula reads, found by trying it on a row that takes note; once, until something is changed.
+
+        Args:
+            logits: any, for the device on which they are.
+        """
         found: Reading | None = self.__dict__.get(_READING)
         if found is None:
-            found = self.__dict__[_READING] = self._try_formula()
+            found = self.__dict__[_READING] = self._try_formula(logits.device)
         return found
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__.pop(_READING, None)  # an option may decide over what is read
         super().__setattr__(name, value)
 
-    def _try_formula(self) -> Reading:
-        probe = _Probe()
+    def _try_formula(self, device: torch.device) -> Reading:
+        probe = _Probe(device)
         row = cast(Statistics, probe)
         cost = self.cost(row)
         if not isinstance(cost, Tensor) or cost.shape != (1,):
@@ -102,7 +106,7 @@ class RowLoss(Loss):
 
     def class_share(self, logits: Tensor) -> Tensor | None:
         """The classes' weights divided by their number, (classes,), where the mean over classes needs them."""
-        if self.class_weight is None or "mean_nll" not in self.reading().statistics:
+        if self.class_weight is None or "mean_nll" not in self.reading(logits).statistics:
             return None
         return self.class_weight.like(logits) / len(self.class_weight)
 
@@ -110,13 +114,14 @@ class RowLoss(Loss):
 class _Probe:
     """A row of statistics that remembers what was read of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.read: dict[str, Tensor] = {}
+        self._device = device
 
     def __getattr__(self, name: str) -> Tensor:
         if name not in Statistics._fields:
             raise AttributeError(f"a row has no '{name}', only {', '.join(Statistics._fields)}")
-        return self.read.setdefault(name, torch.full((1,), 0.5))
+        return self.read.setdefault(name, torch.full((1,), 0.5, device=self._device))
 
 
 class CrossEntropy(RowLoss):
