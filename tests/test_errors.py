@@ -48,7 +48,7 @@ MISTAKES = [
     ("optimizer=adam optimizer.betas=[0.9,2]", ["optimizer.betas.1=2", "< 1"]),
     ("optimizer=adam optimizer.betas=0.9", ["optimizer.betas=0.9", "a list of 2"]),
     ("optimizer=lbfgs optimizer.line_search_fn=x", ["optimizer.line_search_fn=x", "strong_wolfe or null"]),
-    ("optimizer.nesterov=true", ["optimizer: nesterov=true needs momentum above 0"]),
+    ("optimizer.nesterov=true", ["optimizer.nesterov=true needs momentum above 0"]),
     ("optimizer.name=adamm", ["optimizer.name=adamm", "did you mean 'adam'?"]),
     ("loss.gamma=2", ["loss.gamma", "loss=auto has: backend, class_weight, ignore_index, z_loss"]),
     ("loss=custom", ["loss._target_", "package.module.Class"]),

@@ -85,9 +85,12 @@ class _Finding:
             return self._unknown_key(path, unknown[1])
         if missing := re.search(r"missing required field `(.+)`", what):
             path.append(missing[1])
+            if len(path) == 2 and path[0] in NAMED_GROUPS and path[1] == "name":
+                return f"{path[0]}: choose one first: {path[0]}=<name>, {self._expected(path)}"
             return f"{_key(path)}: not set; expected {self._expected(path)}"
         if not what.startswith(("Expected ", "Invalid ")):
-            return f"{_key(path)}: {what}" if path else what  # a rule over several keys, worded in config.py
+            # A rule over several keys, worded in config.py.
+            return f"{_key(path)}{'.' if re.match('[a-z_]+=', what) else ': '}{what}" if path else what
         found = _value_at(path, self._plain)
         if found == _MISSING:
             return f"{_key(path)}: not set; expected {self._expected(path)}"
@@ -202,7 +205,8 @@ def _describe(kind: inspect.Type) -> str:
         case inspect.UnionType(types=kinds) if tags := _tags(kind):
             return f"one of {_list(tags)}{' or null' if len(tags) < len(kinds) else ''}"
         case inspect.UnionType(types=kinds):
-            return " or ".join(_describe(each) for each in kinds)
+            listed = sorted(kinds, key=lambda each: isinstance(each, inspect.ListType))  # last, having parts of its own
+            return " or ".join(_describe(each) for each in listed)
         case inspect.IntType():
             return "an integer" + _range(kind)
         case inspect.FloatType():

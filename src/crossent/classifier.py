@@ -1,13 +1,13 @@
 """The LightningModule: a softmax classifier and how one step of its training goes."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -81,7 +81,7 @@ class SoftmaxClassifier(lightning.LightningModule):
         """
         accumulated: int = self.trainer.accumulate_grad_batches
         last = accumulated == 1 or not self.trainer.fit_loop._should_accumulate()
-        return self._step.add(self._cost(batch), self._penalty(), self.head, accumulated, last=last)
+        return self._step.add(self._cost(batch), self._penalty(), self.parameters, accumulated, last=last)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -146,8 +146,14 @@ class SoftmaxClassifier(lightning.LightningModule):
         return ends_epochs or taken + 1 >= self.trainer.max_steps > 0
 
     def _cost(self, batch: Batch) -> Cost:
-        cost: Cost = self.loss(batch.features, self.head.weight, self.head.output_bias, batch.targets, batch.weights)
+        cost: Cost = self.loss(
+            self._features(batch), self.head.weight, self.head.output_bias, batch.targets, batch.weights
+        )
         return cost
+
+    def _features(self, batch: Batch) -> Tensor:
+        """The features in the precision of the weights."""
+        return batch.features.to(self.head.weight.dtype)
 
     def _penalty(self) -> Tensor | None:
         return self.l2 / 2 * self.head.weight.square().sum() if self.l2 else None
@@ -155,7 +161,7 @@ class SoftmaxClassifier(lightning.LightningModule):
     def _evaluate(self, batch: Batch) -> None:
         cost = self._cost(batch)
         self._costs.update(cost.mean, torch.as_tensor(cost.weight))
-        self._accuracy.update(self(batch.features), batch.targets)
+        self._accuracy.update(self(self._features(batch)), batch.targets)
 
     def _evaluated(self, split: str) -> dict[str, float]:
         metrics = {"cost": float(self._costs.compute()), "accuracy": float(self._accuracy.compute())}
@@ -191,7 +197,15 @@ class _OpenStep:
         self._open = False
         return result
 
-    def add(self, cost: Cost, penalty: Tensor | None, head: Head, batches: int, *, last: bool) -> Tensor:
+    def add(
+        self,
+        cost: Cost,
+        penalty: Tensor | None,
+        parameters: Callable[[], Iterator[nn.Parameter]],
+        batches: int,
+        *,
+        last: bool,
+    ) -> Tensor:
         """Takes in the cost of a batch, and returns what to differentiate for it, a scalar.
 
         Lightning divides that by the number of batches that a full step has. The weight of all batches is known with
@@ -200,13 +214,13 @@ class _OpenStep:
         Args:
             cost: of the batch.
             penalty: a scalar that belongs to the step, once.
-            head: whose gradients hold what the earlier batches of the step have added.
+            parameters: whose gradients hold what the earlier batches of the step have added.
             batches: that a full step has.
             last: whether the batch is the step's last one.
         """
         if self._open:
-            self._costs.append(cost)
-            self._penalty = penalty
+            self._costs.append(Cost(cost.mean.detach(), cost.weight))  # not the graph, which holds the batch
+            self._penalty = None if penalty is None else penalty.detach()
         if batches == 1:
             return cost.mean if penalty is None else cost.mean + penalty
         assumed = float(self._costs[0].weight) or 1.0
@@ -214,7 +228,7 @@ class _OpenStep:
             return cost.mean * (float(cost.weight) / assumed)
         total = self._weight()
         if total != assumed * batches:
-            for parameter in head.parameters():
+            for parameter in parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(assumed * batches / total)
         own = cost.mean * (float(cost.weight) / total)
@@ -222,9 +236,9 @@ class _OpenStep:
 
     def metrics(self) -> dict[str, float]:
         """The mean cost a row of all batches of the step, and the penalty where there is one."""
-        metrics = {"cost": sum(float(cost.mean.detach()) * float(cost.weight) for cost in self._costs) / self._weight()}
+        metrics = {"cost": sum(float(cost.mean) * float(cost.weight) for cost in self._costs) / self._weight()}
         if self._penalty is not None:
-            metrics["penalty"] = float(self._penalty.detach())
+            metrics["penalty"] = float(self._penalty)
         return metrics
 
     def clear(self) -> None:

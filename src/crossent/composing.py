@@ -1,6 +1,7 @@
 """What Hydra reads, what it makes of it as plain values, and what its complaints mean. Imports no torch."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,8 @@ def _complaint(error: Exception) -> str:
     if first.startswith(("Ambiguous value for argument", "Sweep parameters")):
         typed = first.split("'")[1]
         return f"{typed}: several values are a sweep: add --multirun (-m); a list is written [a,b]"
+    if group := re.match(r"Could not override '(\w+)'\. No match in the defaults list", first):
+        return f"{group[1]}: this command has no such group"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {first}"
     return "; ".join(lines[:2])

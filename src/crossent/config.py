@@ -18,6 +18,8 @@ One = Literal[1]
 Limit = Annotated[int, Meta(ge=-1)]
 Positive = Annotated[float, Meta(gt=0, le=_LARGEST)]
 NonNegative = Annotated[float, Meta(ge=0, le=_LARGEST)]
+Coefficient = Annotated[float, Meta(ge=0, le=1e6)]  # of a formula in float32
+PositiveCoefficient = Annotated[float, Meta(gt=0, le=1e6)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 ProperShare = Annotated[float, Meta(ge=0, lt=1)]
 CountOrShare = Count | Share
@@ -103,9 +105,9 @@ class Model(Struct, kw_only=True, forbid_unknown_fields=True):
 class Loss(Section):
     """What every loss has."""
 
-    class_weight: Literal["balanced"] | list[NonNegative] | None
-    ignore_index: int
-    z_loss: NonNegative
+    class_weight: Literal["balanced"] | list[Coefficient] | None
+    ignore_index: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+    z_loss: Coefficient
     backend: Literal["auto", "dense", "chunked"]
 
     def __post_init__(self) -> None:
@@ -157,11 +159,11 @@ class NllLoss(WholeRowLoss, tag="nll"):
 
 
 class BinaryLoss(LossWithoutSoftmax, tag="binary"):
-    pos_weight: Positive | None
+    pos_weight: PositiveCoefficient | None
 
 
 class HingeLoss(LossWithoutSoftmax, tag="hinge"):
-    margin: Positive
+    margin: PositiveCoefficient
     p: Literal[1, 2]
 
 
@@ -170,15 +172,15 @@ class CrossEntropyLoss(RowLoss, tag="cross_entropy"):
 
 
 class LogitAdjustedLoss(RowLoss, tag="logit_adjusted"):
-    tau: NonNegative
+    tau: Coefficient
 
 
 class FocalLoss(RowLoss, tag="focal"):
-    gamma: NonNegative
+    gamma: Coefficient
 
 
 class Poly1Loss(RowLoss, tag="poly1"):
-    epsilon: Annotated[float, Meta(ge=-1, le=_LARGEST)]
+    epsilon: Annotated[float, Meta(ge=-1, le=1e6)]
 
 
 class GeneralizedCrossEntropyLoss(RowLoss, tag="generalized_cross_entropy"):
@@ -186,9 +188,9 @@ class GeneralizedCrossEntropyLoss(RowLoss, tag="generalized_cross_entropy"):
 
 
 class SymmetricCrossEntropyLoss(RowLoss, tag="symmetric_cross_entropy"):
-    alpha: NonNegative
-    beta: NonNegative
-    A: Annotated[float, Meta(lt=0, ge=-_LARGEST)]
+    alpha: Coefficient
+    beta: Coefficient
+    A: Annotated[float, Meta(lt=0, ge=-1e6)]
 
 
 class BrierLoss(RowLoss, tag="brier"):
@@ -393,6 +395,12 @@ class Callbacks(Struct, kw_only=True, forbid_unknown_fields=True):
     early_stopping: EarlyStopping
 
 
+ACCUMULATED_LBFGS = (
+    "trainer.accumulate_grad_batches: lbfgs evaluates several times a step, and would accumulate each; "
+    "use larger batches"
+)
+
+
 class TrainConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration of ``crossent-train``."""
 
@@ -415,25 +423,23 @@ class TrainConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         if endless and isinstance(self.scheduler, CosineScheduler) and self.scheduler.steps is None:
             raise ValueError("scheduler.steps=null: the run's length is not known; give the number of steps")
         if isinstance(self.optimizer, Lbfgs) and trainer.accumulate_grad_batches > 1:
-            raise ValueError(
-                "trainer.accumulate_grad_batches: lbfgs evaluates several times a step, and would accumulate each; "
-                "use larger batches"
-            )
+            raise ValueError(ACCUMULATED_LBFGS)
 
 
 # -- the other commands -------------------------------------------------------------------------------------
 
-Finite = Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST)]
+Logit = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Picture = Annotated[str, Meta(pattern=r"\.png$", description="a path that ends in .png")]
 
 
 class ExplainConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration of ``crossent-explain``."""
 
-    logits: list[list[Finite]] | None
+    logits: list[list[Logit]] | None
     targets: list[Count] | None
     loss: AnyLoss | None = None
     dtype: Literal["float64", "float32", "bfloat16", "float16"]
-    plot: Text | None
+    plot: Picture | None
 
     def __post_init__(self) -> None:
         if (self.logits is None) != (self.targets is None):

@@ -32,7 +32,7 @@ def make(group: str, target: str, arguments: Mapping[str, object], expected: typ
     except UserError:
         raise
     except Exception as error:  # it is the user's code
-        raise UserError(f"{key}: {_gist(error)}") from error
+        raise UserError(f"{key}: {gist(error)}") from error
     if not isinstance(made, expected):
         raise UserError(
             f"{key}: has to be a {expected.__module__}.{expected.__qualname__}, not a {type(made).__name__}"
@@ -50,7 +50,7 @@ def _find(key: str, target: str) -> type:
     except ModuleNotFoundError as error:
         raise UserError(f"{key}: no module named '{error.name}'") from error
     except Exception as error:  # it is the user's code
-        raise UserError(f"{key}: {module_name} cannot be imported: {_gist(error)}") from error
+        raise UserError(f"{key}: {module_name} cannot be imported: {gist(error)}") from error
     if not hasattr(module, name):
         raise UserError(f"{key}: {module_name} has no '{name}'{did_you_mean(name, vars(module)).rstrip('.')}")
     found = getattr(module, name)
@@ -59,6 +59,7 @@ def _find(key: str, target: str) -> type:
     return found  # type: ignore[no-any-return]  # whatever can be called to make the object
 
 
-def _gist(error: Exception) -> str:
+def gist(error: Exception) -> str:
+    """What an exception of the user's code says, in one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, TypeError) else f"{type(error).__name__}: {text}"

@@ -8,12 +8,14 @@ import msgspec
 import torch
 import torch.nn.functional as F
 import yaml
+from msgspec.structs import replace
 from torch import Tensor
 
 from crossent import config, losses, plots
 from crossent.checking import show
 from crossent.composing import conf_directory
 from crossent.errors import UserError
+from crossent.losses.base import IGNORED
 from crossent.losses.statistics import take
 
 _SHOWN = 10  # numbers of a row, so that lines stay readable
@@ -70,7 +72,7 @@ def _print_steps(logits: Tensor, targets: Tensor) -> None:
 
 
 def _print_losses(sections: Sequence[config.Loss], logits: Tensor, targets: Tensor, *, alone: bool) -> None:
-    print("\nLosses: mean cost, cost of each row, and gradient of the mean by the logits, row by row")
+    print("\nLosses: mean cost, cost of each row by itself, and gradient of the mean by the logits, row by row")
     for section in sections:
         name, options = _name(section), ", ".join(f"{key}={show(value)}" for key, value in _options(section).items())
         print(f"\n{name}{f' ({options})' if options else ''}")
@@ -174,7 +176,7 @@ def _against_the_gap(sections: Sequence[config.Loss]) -> tuple[Tensor, dict[str,
     logits, target = torch.stack([torch.zeros_like(gaps), gaps], dim=1), torch.tensor(1)
     curves = {}
     for section in sections:
-        loss = losses.build(section, [1, 1])
+        loss = losses.build(replace(section, class_weight=None, ignore_index=IGNORED), [1, 1])
         inputs = _inputs(loss, logits)
         mean = loss(inputs, torch.eye(inputs.shape[1]), None, target.expand(len(gaps))).mean
         (gradient,) = torch.autograd.grad(mean, inputs)

@@ -133,7 +133,7 @@ def discard(directory: Path) -> None:
         path.unlink(missing_ok=True)
     folders = [directory / ".hydra", directory]
     if directory.is_relative_to(LATEST.parent.absolute()):
-        folders += [directory.parent, directory.parents[1]]  # the day, and what holds the days, where now empty
+        folders += list(directory.parents)[:3]  # the day, what holds the days, and logs/, where now empty
     with contextlib.suppress(OSError):
         for folder in folders:
             folder.rmdir()

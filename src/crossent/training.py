@@ -120,7 +120,9 @@ def _prepare(
         l2=chosen.model.l2,
         record={"config": plain, "data": module.facts.to_plain()},
     )
-    optim.build_optimizer(chosen.optimizer, classifier.parameters())  # a class of the user's own may refuse
+    optimizer = optim.build_optimizer(chosen.optimizer, classifier.parameters())  # a class of the user's own may refuse
+    if isinstance(optimizer, torch.optim.LBFGS) and chosen.trainer.accumulate_grad_batches > 1:
+        raise UserError(config.ACCUMULATED_LBFGS)
     last = LastPoints()
     loop = trainer.build(
         chosen,
@@ -135,13 +137,21 @@ def _prepare(
 
 
 def _check_validation(chosen: config.TrainConfig, module: data.DataModule) -> None:
-    """Refuses an interval that never comes, on which Lightning would stop with a traceback."""
+    """Refuses an interval that never comes, on which Lightning would stop with a traceback, or that is too short."""
+    if not module.rows("val"):
+        return
     interval, batches = chosen.trainer.val_check_interval, len(module.train_dataloader())
     within_epochs = chosen.trainer.check_val_every_n_epoch is not None
-    if module.rows("val") and within_epochs and isinstance(interval, int) and interval > batches:
+    if within_epochs and isinstance(interval, int) and interval > batches:
         raise UserError(
             f"trainer.val_check_interval={interval}: with check_val_every_n_epoch it counts within an epoch, which has "
             f"{batches} batch{'es' * (batches != 1)}; use 1.0 for once an epoch"
+        )
+    a_step = min(chosen.trainer.accumulate_grad_batches, batches)
+    if a_step > 1 and (interval if isinstance(interval, int) else interval * batches) < a_step:
+        raise UserError(
+            f"trainer.val_check_interval={interval}: {a_step} batches make a step (trainer.accumulate_grad_batches), so "
+            f"the same weights would be validated twice; use {a_step} batches or more"
         )
 
 

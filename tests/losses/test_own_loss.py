@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,16 @@ TOP = Path(__file__).parents[2]
 
 
 @pytest.fixture(params=["README.md", "docs/losses.md"])
-def mine(request: pytest.FixtureRequest, workplace: Path) -> Path:
+def mine(request: pytest.FixtureRequest, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The example of a page, in a module."""
     page = (TOP / request.param).read_text()
     (code,) = (
         block for block in re.findall(r"```python\n(# mine\.py.*?)```", page, flags=re.DOTALL) if "Tsallis" in block
     )
     (workplace / "mine.py").write_text(code)
-    return workplace
+    monkeypatch.syspath_prepend(workplace)
+    yield workplace
+    sys.modules.pop("mine", None)
 
 
 def test_the_example_is_proved_without_a_test_of_its_own(mine: Path) -> None:
@@ -53,10 +56,8 @@ def test_the_example_is_proved_without_a_test_of_its_own(mine: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["dense", "chunked"])
-def test_the_example_trains(backend: str, train: Train, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    monkeypatch.syspath_prepend(mine)
-
+@pytest.mark.usefixtures("mine")
+def test_the_example_trains(backend: str, train: Train) -> None:
     run = train(
         "data=iris", "loss=custom", "loss._target_=mine.Tsallis", "+loss.share=0.2", f"loss.backend={backend}",
         "loss.class_weight=balanced", "loss.z_loss=1e-4", "trainer.max_steps=60",

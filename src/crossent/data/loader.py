@@ -1,7 +1,6 @@
 """Batches of rows that are in memory."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -10,16 +9,25 @@ from torch import Tensor
 from crossent.data.table import Table
 
 
-@dataclass  # not frozen: Lightning converts the precision of a batch in place
 class Batch:
-    """Some rows: features, (rows, columns), targets, (rows,), and their weights, (rows,), where they have some."""
+    """Some rows.
 
-    features: Tensor
-    targets: Tensor
-    weights: Tensor | None = None
+    Lightning moves a batch whole, since it has the method `to`. Being neither a tensor nor a collection, it is left
+    alone by Lightning's conversion to the run's precision, which would round the weights: 16 bits hold three digits.
+
+    Attributes:
+        features: (rows, columns).
+        targets: (rows,).
+        weights: (rows,), where the rows have some.
+    """
+
+    def __init__(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        self.features = features
+        self.targets = targets
+        self.weights = weights
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        """The same rows on a device. Having this method, a batch is moved whole by Lightning, without a search."""
+        """The same rows on a device."""
         return type(self)(
             self.features.to(device, non_blocking=non_blocking),
             self.targets.to(device, non_blocking=non_blocking),

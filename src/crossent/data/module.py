@@ -188,12 +188,14 @@ def _checked(table: Table, ignored: int) -> Table:
             f"or {ignored} (loss.ignore_index) for a row that is to count for nothing"
         )
     if table.weights is not None:
+        if not isinstance(table.weights, torch.Tensor):
+            raise UserError(f"data: weights are a {type(table.weights).__name__}, expected a tensor, (rows,)")
         if table.weights.shape != targets.shape:
             raise UserError(f"data: weights have the shape {tuple(table.weights.shape)}, not {tuple(targets.shape)}")
-        unfit = torch.nonzero(~(table.weights.isfinite() & (table.weights >= 0)))
+        unfit = torch.nonzero(~((table.weights >= 0) & (table.weights <= 1e30)))  # their sum has to fit float32
         if len(unfit):
             row = int(unfit[0])
-            raise UserError(f"data: row {row}: weight {float(table.weights[row])}, expected a finite number >= 0")
+            raise UserError(f"data: row {row}: weight {float(table.weights[row])}, expected a number >= 0 and <= 1e30")
     broken = torch.nonzero(~torch.isfinite(features))
     if len(broken):
         row, column = (int(index) for index in broken[0])

@@ -7,7 +7,7 @@ import msgspec
 import torch
 
 from crossent import config
-from crossent.custom import make
+from crossent.custom import gist, make
 from crossent.errors import UserError
 from crossent.losses.base import Cost, LogitLoss, Loss
 from crossent.losses.binary import Binary
@@ -83,7 +83,7 @@ def build(chosen: config.Loss, class_counts: Sequence[int]) -> Loss:
             raise UserError(f"loss.{key}: for 2 classes loss=auto is binary, which has no softmax; use cross_entropy")
         loss: Loss = Binary() if two else CrossEntropy()
     elif isinstance(chosen, config.CustomLoss):
-        loss = make("loss", chosen.class_path, chosen.arguments, Loss)
+        loss = _tried(make("loss", chosen.class_path, chosen.arguments, Loss), chosen, len(class_counts))
     else:
         loss = LOSSES[type(chosen)](**_arguments(chosen, class_counts))
     try:
@@ -95,6 +95,19 @@ def build(chosen: config.Loss, class_counts: Sequence[int]) -> Loss:
         )
     except ValueError as error:
         raise UserError(f"loss.{error}") from error
+
+
+def _tried(loss: Loss, chosen: config.CustomLoss, classes: int) -> Loss:
+    """A loss of the user's own, after two rows have gone through it."""
+    try:
+        outputs = loss.outputs(classes)
+        cost: Cost = loss(torch.zeros(2, 1), torch.zeros(outputs, 1), None, torch.tensor([0, 1]))
+        cost.mean.item()
+    except UserError:
+        raise
+    except Exception as error:  # it is the user's code
+        raise UserError(f"loss._target_={chosen.class_path}: {gist(error)}") from error
+    return loss
 
 
 def _arguments(chosen: config.Loss, class_counts: Sequence[int]) -> dict[str, Any]:

@@ -41,7 +41,10 @@ def mean(loss: "RowLoss", rows: Rows, weight: Tensor, bias: Tensor | None) -> Te
         bias: (classes,), or None.
     """
     features, offset, device = rows.features, loss.offset(bias, weight), weight.device.type
-    run = _dense if choose(loss.backend, features.shape[0], weight.shape[0]) == "dense" else _chunked
+    name = choose(loss.backend, features.shape[0], weight.shape[0])
+    if name == "chunked" and (loss.learns or (rows.sample_weight is not None and rows.sample_weight.requires_grad)):
+        name = "dense"  # the other finds gradients by features, weight and bias alone
+    run = _dense if name == "dense" else _chunked
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
@@ -111,7 +114,7 @@ class _Chunked(torch.autograd.Function):
         weight: Tensor,
         offset: Tensor | None,
     ) -> Tensor:
-        ctx.arguments = loss, rows, dtype
+        ctx.arguments = loss, rows._replace(features=features.new_empty(0)), dtype
         ctx.save_for_backward(features, weight, offset)
         wanted = ctx.needs_input_grad[4:] if differentiate else (False, False, False)
         costs, ctx.gradients = _in_slices(loss, rows, weight, offset, dtype, wanted)

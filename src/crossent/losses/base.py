@@ -87,7 +87,8 @@ class PerClass:
         """The numbers, (classes,), on a tensor's device, in its precision or, where that is narrower, float32."""
         key = tensor.device, torch.promote_types(tensor.dtype, torch.float32)
         if key not in self._copies:
-            self._copies[key] = self._values.to(*key)
+            with torch.inference_mode(False):  # or a first call while evaluating would spoil it for training
+                self._copies[key] = self._values.to(*key)
         return self._copies[key]
 
 
@@ -135,15 +136,24 @@ class Loss(nn.Module, ABC):
         Raises:
             ValueError: an option that the loss does not have.
         """
+        if z_loss < 0:
+            raise ValueError(f"z_loss={z_loss:g}: expected a number >= 0")
         if z_loss and not self.has_softmax:
             raise ValueError(f"z_loss={z_loss:g}: {type(self).__name__} has no softmax whose normaliser it could hold")
         if backend not in ("auto", *self.backends):
             raise ValueError(f"backend={backend}: {type(self).__name__} needs all logits of a row; use dense")
+        if backend == "chunked" and self.learns:
+            raise ValueError(f"backend=chunked: {type(self).__name__} has parameters, which only dense can train")
         self.class_weight = None if class_weight is None else PerClass(class_weight)
         self.ignore_index = ignore_index
         self.z_loss = z_loss
         self.backend = backend
         return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether the loss has parameters of its own to train."""
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     def outputs(self, classes: int) -> int:
         """How many outputs the head has for so many classes: one each, unless the loss says otherwise."""
@@ -203,11 +213,14 @@ class Loss(nn.Module, ABC):
         if targets.shape[0]:
             extremes = torch.aminmax(targets)
             lowest, highest = extremes.min.item(), extremes.max.item()
-            if lowest < 0 or highest >= classes or lowest <= self.ignore_index <= highest:
+            weighted = sample_weight is not None
+            if weighted or lowest < 0 or highest >= classes or lowest <= self.ignore_index <= highest:
                 kept = targets != self.ignore_index
                 _refuse_outside(targets, kept, classes)
+                if sample_weight is not None:
+                    kept &= sample_weight != 0  # or an infinite cost would still count for something
+                    sample_weight = sample_weight[kept]
                 features, targets = features[kept], targets[kept]
-                sample_weight = None if sample_weight is None else sample_weight[kept]
         class_weight = None
         if self.class_weight is not None:
             if len(self.class_weight) != classes:
@@ -235,6 +248,11 @@ class LogitLoss(Loss):
         logits = F.linear(rows.features, weight, bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         costs = self.cost(logits, rows.targets)
+        if costs.shape != rows.targets.shape:
+            raise ValueError(
+                f"{type(self).__name__}.cost has to return a cost a row, {tuple(rows.targets.shape)}, not "
+                f"{tuple(costs.shape)}; PyTorch's losses do with reduction='none'"
+            )
         costs = costs.masked_fill(logits.isnan().any(dim=1), torch.nan)  # some of PyTorch's losses take NaN for 0
         if self.z_loss:
             costs = costs + self.z_loss * logits.logsumexp(dim=1).square()

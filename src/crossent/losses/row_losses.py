@@ -33,7 +33,7 @@ _READING = "_reading"
 class RowLoss(Loss):
     """A loss that depends on a row's logits only through their statistics.
 
-    A loss of your own needs one method::
+    A loss of your own needs one method, a formula for all rows at once, without ``if`` on their numbers::
 
         class Tsallis(RowLoss):
             def cost(self, row):
@@ -47,7 +47,10 @@ class RowLoss(Loss):
         """The cost of each row, (rows,), a formula of its statistics."""
 
     def spread(self, row: Statistics) -> Tensor | None:
-        """What is added to the cost of each row, (rows,), and not multiplied by the weight of its class."""
+        """What is added to the cost of each row, (rows,), and not multiplied by the weight of its class.
+
+        The place for what all classes share in: ``row.mean_nll`` has the weight of each class in it already.
+        """
         return None
 
     def offset(self, bias: Tensor | None, weight: Tensor) -> Tensor | None:
@@ -121,7 +124,14 @@ class _Probe:
     def __getattr__(self, name: str) -> Tensor:
         if name not in Statistics._fields:
             raise AttributeError(f"a row has no '{name}', only {', '.join(Statistics._fields)}")
-        return self.read.setdefault(name, torch.full((1,), 0.5, device=self._device))
+        return self.read.setdefault(name, torch.full((1,), 0.5, device=self._device).as_subclass(_Unknown))
+
+
+class _Unknown(Tensor):
+    """A number that nobody may decide by."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("a formula cannot decide by a row's numbers, which differ from row to row; use torch.where")
 
 
 class CrossEntropy(RowLoss):
