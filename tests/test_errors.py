@@ -8,8 +8,45 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from conftest import Train
+from crossent.losses import LogitLoss, RowLoss, Statistics
+
+
+class Scalar(LogitLoss):
+    def cost(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets)
+
+
+class Misspelt(RowLoss):
+    def cost(self, row: Statistics) -> Tensor:
+        return row.nl  # type: ignore[attr-defined, no-any-return]
+
+
+class Deciding(RowLoss):
+    def cost(self, row: Statistics) -> Tensor:
+        return row.nll * 2 if row.nll.max() > 1 else row.nll
+
+
+class Unmade(RowLoss):
+    def __init__(self) -> None:
+        self.share = 1.0
+
+    def cost(self, row: Statistics) -> Tensor:
+        return row.nll * self.share
+
+
+class Learning(RowLoss):
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.zeros(()))
+
+    def cost(self, row: Statistics) -> Tensor:
+        return row.nll * self.temperature.exp()
+
 
 MISTAKES = [
     # (what is typed, what the line has to say, in this order)
@@ -64,6 +101,36 @@ MISTAKES = [
     ("-m optimizer=sgd,adam optimizer.momentum=0.9", ["optimizer.momentum", "optimizer=adam has: amsgrad"]),
     ("loss=null", ["loss is a group"]),
     ("optimizer=lbfgs trainer.accumulate_grad_batches=2", ["accumulate_grad_batches", "lbfgs"]),
+    (
+        "optimizer=custom optimizer._target_=torch.optim.LBFGS trainer.accumulate_grad_batches=2",
+        ["accumulate_grad_batches", "lbfgs"],
+    ),
+    (
+        "data=iris data.batch_size=4 trainer.accumulate_grad_batches=8 trainer.val_check_interval=2",
+        ["trainer.val_check_interval=2", "8 batches make a step", "use 8"],
+    ),
+    ("loss=hinge loss.z_loss=0.1", ["loss.z_loss=0.1", "hinge has no softmax"]),
+    ("loss=binary loss.z_loss=0.1", ["loss.z_loss=0.1", "binary has no softmax"]),
+    ("loss=one_hot loss.backend=chunked", ["loss.backend=chunked", "one_hot needs all logits", "dense"]),
+    ("loss=nll loss.backend=chunked", ["loss.backend=chunked", "nll needs all logits", "dense"]),
+    ("loss.backend=sharded", ["loss.backend=sharded", "auto, chunked, dense"]),
+    ("loss=focal loss.label_smoothing=0.1", ["loss.label_smoothing", "loss=focal does not read it", "cross_entropy"]),
+    ("loss=focal loss.gamma=-1", ["loss.gamma=-1", ">= 0"]),
+    ("loss=focal loss.gamma=1e300", ["loss.gamma=1e+300", "<= 1000000.0"]),
+    ("loss=generalized_cross_entropy loss.q=0", ["loss.q=0", "> 0 and <= 1"]),
+    ("loss=symmetric_cross_entropy loss.A=4", ["loss.A=4", "< 0"]),
+    ("loss=hinge loss.p=3", ["loss.p=3", "1, 2"]),
+    ("loss.class_weight=[1,-1,1]", ["loss.class_weight.1=-1", ">= 0"]),
+    ("loss.class_weight=[0,0,0]", ["loss.class_weight", "above 0"]),
+    ("loss.class_weight=[1,2]", ["loss.class_weight: 2 numbers", "3 classes"]),
+    ("loss.class_weight=balance", ["loss.class_weight=balance", "balanced or null or a list"]),
+    ("loss.ignore_index=99999999999999999999", ["loss.ignore_index"]),
+    ("data=breast_cancer loss.z_loss=0.1", ["loss.z_loss=0.1", "binary", "cross_entropy"]),
+    ("loss=custom loss._target_=test_errors.Scalar", ["test_errors.Scalar", "a cost a row", "reduction='none'"]),
+    ("loss=custom loss._target_=test_errors.Misspelt", ["test_errors.Misspelt", "a row has no 'nl'"]),
+    ("loss=custom loss._target_=test_errors.Deciding", ["test_errors.Deciding", "torch.where"]),
+    ("loss=custom loss._target_=test_errors.Unmade", ["test_errors.Unmade"]),
+    ("loss=custom loss._target_=test_errors.Learning loss.backend=chunked", ["loss.backend=chunked", "parameters"]),
     ("scheduler=cosine trainer.max_steps=-1 trainer.max_time=00:00:00:05", ["scheduler.steps=null"]),
     ("trainer.min_steps=2000", ["min_steps=2000", "max_steps=1001"]),
     ("data=iris trainer.check_val_every_n_epoch=1", ["trainer.val_check_interval=50", "1 batch", "1.0"]),

@@ -71,6 +71,19 @@ def assert_same_run(one: Run, other: Run) -> None:
         pytest.param(("data.test_fraction=0.2",), 9, id="tested with the best weights"),
         pytest.param(("optimizer=lbfgs", "data.batch_size=full", "model.l2=0.01"), 5, id="lbfgs"),
         pytest.param(("trainer.accumulate_grad_batches=2",), 7, id="accumulation"),
+        pytest.param(
+            (
+                "trainer.accumulate_grad_batches=3",
+                "loss=cross_entropy",
+                "loss.label_smoothing=0.1",
+                "loss.z_loss=1e-3",
+                "loss.class_weight=balanced",
+                "loss.backend=chunked",
+                "trainer.val_check_interval=3",
+            ),
+            7,
+            id="ragged accumulation, chunked, weighted",
+        ),
         pytest.param(("data.test_fraction=0.2", "data.val_fraction=0"), 9, id="test split only"),
     ],
 )

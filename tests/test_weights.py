@@ -1,5 +1,6 @@
 """Rows and classes that weigh differently, or not at all: the mean is that of all rows, whatever the batches."""
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conftest import Run, Train
+from crossent.classifier import _OpenStep
 from crossent.data import Table
 from crossent.data.toy import Toy
+from crossent.losses import Brier
 
 EVERY_STEP = ("trainer.log_every_n_steps=1", "accelerator.precision=64-true", "model.init=zeros")
 
@@ -35,6 +38,10 @@ WEIGHTED = ("data=custom", "data._target_=test_weights.Weighted")
 def weight(run: Run) -> Tensor:
     found: Tensor = run.checkpoint()["state_dict"]["head.weight"]
     return found
+
+
+def weight_changed(run: Run) -> bool:
+    return bool(weight(run).any())
 
 
 def accumulating(train: Train, size: int, batches: int, *overrides: str) -> Run:
@@ -65,6 +72,18 @@ def test_accumulated_batches_take_the_step_of_one_large_batch(
     torch.testing.assert_close(weight(parts), weight(whole), rtol=1e-12, atol=1e-13)
     assert parts.curves["train/cost"] == pytest.approx(whole.curves["train/cost"], rel=1e-6)
     assert parts.curves["train/penalty"] == pytest.approx(whole.curves["train/penalty"], rel=1e-6)
+
+
+def test_batches_of_a_step_are_let_go_once_they_are_accumulated() -> None:
+    features = torch.ones(2, 3)
+    held, step = weakref.ref(features), _OpenStep()
+    weight, targets = torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 1])
+    cost = Brier().configure(backend="chunked")(features, weight, None, targets)
+
+    step.add(cost, None, lambda: iter([]), 2, last=False).backward()
+    del features, cost
+
+    assert held() is None
 
 
 def test_clipping_sees_the_gradient_of_the_whole_step(train: Train) -> None:
@@ -120,6 +139,38 @@ def test_rows_without_a_class_stay_out_of_val_and_test(train: Train) -> None:
     assert "15 train + 4 val + 4 test rows" in run.out  # of 18 with a class; the other 5 are among the 15
     assert run.checkpoint()["crossent"]["data"]["class_counts"] != [0, 0, 0]
     assert sum(run.checkpoint()["crossent"]["data"]["class_counts"]) == 10
+
+
+@pytest.mark.parametrize("weight", [1e5, 1e-9])
+def test_weights_keep_their_precision_in_16_bits(weight: float, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = replace(Weighted().load(), weights=torch.full((23,), weight))
+    monkeypatch.setattr(Weighted, "load", lambda self: table)
+
+    run = train(*WEIGHTED, "accelerator.precision=16-true", "model.init=zeros", "trainer.max_steps=20")
+
+    assert run.code == 0, run.err
+    assert run.curves["train/cost"][0] == pytest.approx(1.098612, abs=2e-6)
+    assert weight_changed(run)
+
+
+def test_a_row_of_weight_zero_counts_for_nothing_however_wrong(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = replace(Weighted().load(), weights=torch.ones(23))
+    features, weights = table.features.clone(), torch.ones(23)
+    features[3], weights[3] = 1e6, 0.0
+    monkeypatch.setattr(Weighted, "load", lambda self: replace(table, features=features, weights=weights))
+
+    run = train(*WEIGHTED, "loss=one_hot", "trainer.max_steps=5", "trainer.log_every_n_steps=1")
+
+    assert all(cost < 10 for cost in run.curves["train/cost"].values())
+
+
+def test_a_loss_with_parameters_trains_them_also_in_parts(train: Train) -> None:
+    learning = ("loss=custom", "loss._target_=test_errors.Learning")
+    whole, parts = accumulating(train, 23, 1, *learning), accumulating(train, 8, 3, *learning)
+
+    found = [run.checkpoint()["state_dict"]["loss.temperature"] for run in (whole, parts)]
+    assert float(found[0]) != 0
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-13)
 
 
 def test_a_step_without_a_row_that_counts_is_said_once(train: Train) -> None:

@@ -112,7 +112,7 @@ class Loss(Section):
 
     def __post_init__(self) -> None:
         if isinstance(self.class_weight, list) and not any(self.class_weight):
-            raise ValueError("class_weight: at least one has to be above 0")
+            raise ValueError(f"class_weight={self.class_weight}: at least one has to be above 0")
 
 
 class AutoLoss(Loss, tag="auto"):

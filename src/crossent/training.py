@@ -150,8 +150,8 @@ def _check_validation(chosen: config.TrainConfig, module: data.DataModule) -> No
     a_step = min(chosen.trainer.accumulate_grad_batches, batches)
     if a_step > 1 and (interval if isinstance(interval, int) else interval * batches) < a_step:
         raise UserError(
-            f"trainer.val_check_interval={interval}: {a_step} batches make a step (trainer.accumulate_grad_batches), so "
-            f"the same weights would be validated twice; use {a_step} batches or more"
+            f"trainer.val_check_interval={interval}: {a_step} batches make a step (trainer.accumulate_grad_batches), "
+            f"so the same weights would be validated twice; use {a_step} batches or more"
         )
 
 

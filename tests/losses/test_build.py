@@ -79,3 +79,20 @@ def test_options_arrive() -> None:
 def test_what_does_not_fit_is_refused(name: str, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         losses.build(section(name, **options), [4, 4])
+
+
+def test_config_and_classes_agree_on_what_a_loss_can_do() -> None:
+    for kind, made in losses.LOSSES.items():
+        assert issubclass(kind, config.RowLoss) == ("chunked" in made.backends), kind
+        assert issubclass(kind, config.LossWithoutSoftmax) != made.has_softmax, kind
+
+
+def test_a_first_call_while_evaluating_spoils_nothing() -> None:
+    loss = losses.LogitAdjusted(torch.tensor([2.0, 1.0])).configure(backend="chunked", class_weight=[1, 2])
+    weight, targets = torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 1])
+    with torch.inference_mode():
+        loss(torch.ones(2, 3), weight, None, targets)
+
+    loss(torch.ones(2, 3), weight, None, targets).mean.backward()
+
+    assert weight.grad is not None
