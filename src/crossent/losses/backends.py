@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossent.losses.base import Rows, nonzero
-from crossent.losses.statistics import go_back, take
+from crossent.losses.statistics import Softmax, go_back, take
 
 if TYPE_CHECKING:
     from crossent.losses.row_losses import RowLoss
@@ -201,12 +201,15 @@ def _visit(loss: "RowLoss", logits: Tensor, rows: Rows, differentiate: bool, cos
     size = len(logits)  # a GPU gains nothing from blocks
     if logits.device.type == "cpu":
         threads = torch.get_num_threads()  # among which PyTorch shares out whole rows
-        size = threads * max(1, _BLOCK_BYTES // logits[:1].nbytes)
-    share = loss.class_share(logits)
+        size = min(size, threads * max(1, _BLOCK_BYTES // logits[:1].nbytes))
+    reads, share = loss.reading(logits).statistics, loss.class_share(logits)
+    # One memory for all blocks: taking it from the system anew costs more than what is written there.
+    memory = [torch.empty_like(logits[:size]) for _ in range(2 if "squared_probabilities" in reads else 1)]
     for start in range(0, len(logits), size):
         part = slice(start, start + size)
         block, here = logits[part], rows.at(part)
-        statistics, softmax = take(block, here.targets, 1, loss.reading(block).statistics, share)
+        out = Softmax(*(each[: len(block)] for each in memory))
+        statistics, softmax = take(block, here.targets, 1, reads, share, out)
         if differentiate:
             costs[part], slopes = loss.differentiated(statistics, here)
             go_back(softmax, here.targets, statistics, slopes, share, out=block)

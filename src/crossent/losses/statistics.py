@@ -43,14 +43,19 @@ class Slopes(NamedTuple):
 class Softmax(NamedTuple):
     """The softmax of all logits, in the shape of the logits; its values only where the statistics took them."""
 
-    logarithms: Tensor
-    values: Tensor | None
+    logarithms: Tensor | None = None
+    values: Tensor | None = None
 
 
 def take(
-    logits: Tensor, targets: Tensor, dim: int, reads: frozenset[str], class_share: Tensor | None
+    logits: Tensor,
+    targets: Tensor,
+    dim: int,
+    reads: frozenset[str],
+    class_share: Tensor | None,
+    out: Softmax = Softmax(),  # noqa: B008  # a tuple of nothing
 ) -> tuple[Statistics, Softmax]:
-    """Takes the statistics of rows; autograd can go back through it.
+    """Takes the statistics of rows; autograd can go back through it, where no memory is given.
 
     Args:
         logits: (rows, classes), or (classes, rows), float32 or wider.
@@ -58,16 +63,17 @@ def take(
         dim: of the classes, 1 or 0.
         reads: the statistics that are wanted.
         class_share: (classes,), the classes' weights divided by their number; None: not weighted.
+        out: memory for the softmax, (rows, classes) each.
     """
     # log_softmax takes the largest logit off first, so that no difference of large numbers is taken.
-    logarithms = torch.log_softmax(logits, dim)
+    logarithms = torch.log_softmax(logits, dim, out=out.logarithms)
     nll = -logarithms.gather(dim, targets.unsqueeze(dim)).squeeze(dim)
     mean = squares = logsumexp = UNREAD
     values = None
     if "mean_nll" in reads:
         mean = -(logarithms.mean(dim) if class_share is None else logarithms.movedim(dim, 1).mv(class_share))
     if "squared_probabilities" in reads:
-        values = logarithms.exp()
+        values = torch.exp(logarithms, out=out.values)
         squares = torch.linalg.vector_norm(values, dim=dim).square()
     if "logsumexp" in reads:
         logsumexp = logits.amax(dim) - logarithms.amax(dim)
@@ -101,12 +107,15 @@ def go_back(
     if logsumexp is not None:
         common += logsumexp
     if squares is None:
+        assert softmax.logarithms is not None
         torch.exp(softmax.logarithms, out=out).mul_(common)
     else:
         assert softmax.values is not None
         common -= 2 * squares * statistics.squared_probabilities.unsqueeze(1)
         torch.mul(softmax.values, 2 * squares, out=out).add_(common).mul_(softmax.values)
-    if mean is not None:
-        out -= mean / out.shape[1] if class_share is None else mean * class_share
+    if mean is not None and class_share is None:
+        out -= mean / out.shape[1]
+    elif mean is not None and class_share is not None:
+        out.addr_(mean.squeeze(1), class_share, alpha=-1)
     if nll is not None:
         out.scatter_add_(1, targets.unsqueeze(1), -nll)
