@@ -212,6 +212,6 @@ def _visit(loss: "RowLoss", logits: Tensor, rows: Rows, differentiate: bool, cos
         statistics, softmax = take(block, here.targets, 1, reads, share, out)
         if differentiate:
             costs[part], slopes = loss.differentiated(statistics, here)
-            go_back(softmax, here.targets, statistics, slopes, share, out=block)
+            go_back(block, softmax, here.targets, statistics, slopes, share)
         else:
             costs[part] = loss.cost_of(statistics, here)

@@ -73,7 +73,7 @@ def take(
     if "mean_nll" in reads:
         mean = -(logarithms.mean(dim) if class_share is None else logarithms.movedim(dim, 1).mv(class_share))
     if "squared_probabilities" in reads:
-        values = torch.exp(logarithms, out=out.values)
+        values = torch.softmax(logits, dim, out=out.values)
         squares = torch.linalg.vector_norm(values, dim=dim).square()
     if "logsumexp" in reads:
         logsumexp = logits.amax(dim) - logarithms.amax(dim)
@@ -81,22 +81,22 @@ def take(
 
 
 def go_back(
+    logits: Tensor,
     softmax: Softmax,
     targets: Tensor,
     statistics: Statistics,
     slopes: Slopes,
     class_share: Tensor | None,
-    out: Tensor,
 ) -> None:
-    """Writes the gradient by the logits, (rows, classes); see the module's formula.
+    """Turns logits, (rows, classes), into the gradient by them; see the module's formula.
 
     Args:
-        softmax: of the logits.
+        logits: in whose memory the gradient goes.
+        softmax: of the logits; its memory is used up.
         targets: (rows,), int64.
         statistics: of the rows.
         slopes: of the cost by the statistics.
         class_share: as for `take`.
-        out: (rows, classes), where the gradient goes.
     """
     nll, mean, squares, logsumexp = (None if slope is None else slope.unsqueeze(1) for slope in slopes)
     common = torch.zeros_like(statistics.nll).unsqueeze(1)  # what p is multiplied by
@@ -106,16 +106,17 @@ def go_back(
         common += mean if class_share is None else mean * class_share.sum()
     if logsumexp is not None:
         common += logsumexp
+    values = softmax.values
+    if values is None:  # softmax computes faster than exp of the logarithms
+        values = torch.softmax(logits, 1, out=softmax.logarithms)
     if squares is None:
-        assert softmax.logarithms is not None
-        torch.exp(softmax.logarithms, out=out).mul_(common)
+        torch.mul(values, common, out=logits)
     else:
-        assert softmax.values is not None
         common -= 2 * squares * statistics.squared_probabilities.unsqueeze(1)
-        torch.mul(softmax.values, 2 * squares, out=out).add_(common).mul_(softmax.values)
+        torch.mul(values, 2 * squares, out=logits).add_(common).mul_(values)
     if mean is not None and class_share is None:
-        out -= mean / out.shape[1]
+        logits -= mean / logits.shape[1]
     elif mean is not None and class_share is not None:
-        out.addr_(mean.squeeze(1), class_share, alpha=-1)
+        logits.addr_(mean.squeeze(1), class_share, alpha=-1)
     if nll is not None:
-        out.scatter_add_(1, targets.unsqueeze(1), -nll)
+        logits.scatter_add_(1, targets.unsqueeze(1), -nll)
