@@ -1,6 +1,7 @@
 """Values and gradients of every loss, by every backend, against the formulas of `references`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -238,3 +239,16 @@ def test_cross_entropy_with_class_weights_is_pytorchs(backend: Backend, label_sm
 
     wanted = F.cross_entropy(logits, targets, class_weight, label_smoothing=label_smoothing)
     torch.testing.assert_close(mean, wanted)
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_what_the_formula_says(case: Case, backend: Backend) -> None:
+    problem = case.with_all(case.random())
+    moved: dict[str, Any] = {name: each.cuda() for name, each in problem._asdict().items() if isinstance(each, Tensor)}
+    there = problem._replace(**moved)
+
+    with slices(case.classes(7), torch.float64):
+        found = outcome(case.configured(there, backend), there)
+
+    here = found._replace(**{name: each.cpu() for name, each in found._asdict().items() if each is not None})
+    assert_exact(here, expected(case, problem))
