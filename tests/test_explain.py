@@ -137,8 +137,9 @@ def test_a_mistake_is_answered_in_one_line(typed: str, said: str, explain: Expla
 
 
 def test_a_reader_may_leave(workplace: Path) -> None:
-    shell = f"{sys.executable} -m crossent.explain plot=null | head -n 2"
+    shell = f"{sys.executable} -m crossent.explain | head -n 2"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=120, check=False)
 
     assert done.stderr == ""
     assert done.stdout.startswith("The softmax of three logits")
+    assert (workplace / "losses.png").stat().st_size > 10_000

@@ -199,6 +199,7 @@ def test_accuracy_leaves_ignored_rows_out(train: Train) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"weights": [1.0] * 23}, "data: weights are a list, expected a tensor"),
         ({"weights": torch.ones(3)}, "data: weights have the shape (3,), not (23,)"),
         ({"weights": torch.full((23,), -1.0)}, "data: row 0: weight -1.0, expected a number >= 0"),
         ({"targets": torch.full((23,), -7)}, "data: row 0: target -7, expected 0 to 2, or -100 (loss.ignore_index)"),

@@ -28,21 +28,24 @@ def explain(chosen: config.ExplainConfig) -> None:
     Raises:
         UserError: a loss that does not fit the rows, or a picture that cannot be written.
     """
-    if chosen.logits is None or chosen.targets is None:
-        logits, targets = _notebooks_batch()
+    logits, targets = _notebooks_batch()
+    if chosen.logits is not None and chosen.targets is not None:
+        logits, targets = torch.tensor(chosen.logits), torch.tensor(chosen.targets)
+    sections = [chosen.loss] if chosen.loss is not None else [_default(kind) for kind in losses.LOSSES]
+    if chosen.loss is not None:
+        _build(chosen.loss, logits, targets)  # refuses, if at all, before anything is written
+    if chosen.plot is not None:  # first, so that it is there also for a reader who leaves before the last line
+        plots.save_losses(Path(chosen.plot), _GAP, *_against_the_gap(sections))
+    if chosen.logits is None:
         _print_softmax(torch.tensor([1.0, 2.0, 3.0]))
         print("\nThe notebook's batch: torch.manual_seed(1), torch.rand(3, 5), torch.randint(5, (3,))")
     else:
-        logits, targets = torch.tensor(chosen.logits), torch.tensor(chosen.targets)
         print(f"{len(logits)} row{'s' * (len(logits) != 1)} of {logits.shape[1]} logits")
     _print_steps(logits, targets)
-    sections = [chosen.loss] if chosen.loss is not None else [_default(kind) for kind in losses.LOSSES]
-    _print_losses(sections, logits, targets, alone=chosen.loss is not None)
+    _print_losses(sections, logits, targets)
     _print_limits(chosen.dtype)
     if chosen.plot is not None:
-        path = Path(chosen.plot)
-        plots.save_losses(path, _GAP, *_against_the_gap(sections))
-        print(f"\ncost and gradient against the logit gap, one line a loss: {path}")
+        print(f"\ncost and gradient against the logit gap, one line a loss: {chosen.plot}")
 
 
 def _notebooks_batch() -> tuple[Tensor, Tensor]:
@@ -71,25 +74,29 @@ def _print_steps(logits: Tensor, targets: Tensor) -> None:
     print(f"\nmean cost  {costs.mean():.4f}")
 
 
-def _print_losses(sections: Sequence[config.Loss], logits: Tensor, targets: Tensor, *, alone: bool) -> None:
+def _print_losses(sections: Sequence[config.Loss], logits: Tensor, targets: Tensor) -> None:
     print("\nLosses: mean cost, cost of each row by itself, and gradient of the mean by the logits, row by row")
     for section in sections:
         name, options = _name(section), ", ".join(f"{key}={show(value)}" for key, value in _options(section).items())
         print(f"\n{name}{f' ({options})' if options else ''}")
         try:
-            loss = losses.build(section, torch.bincount(targets, minlength=logits.shape[1]).tolist())
-            inputs = _inputs(loss, logits)
+            loss = _build(section, logits, targets)
         except UserError as error:
-            if alone:
-                raise
             print(f"  {str(error).removeprefix(f'loss={name}: ').split(';')[0]}")
             continue
+        inputs = _inputs(loss, logits)
         mean = loss(inputs, torch.eye(inputs.shape[1]), None, targets).mean
         (gradient,) = torch.autograd.grad(mean, inputs)
         _print_row("mean cost", mean.detach().unsqueeze(0))
         _print_row("cost", torch.tensor([_cost(loss, inputs[row], targets[row]) for row in range(len(inputs))]))
         for row in range(len(gradient)):
             _print_row(f"gradient {row}", gradient[row])
+
+
+def _build(section: config.Loss, logits: Tensor, targets: Tensor) -> losses.Loss:
+    loss = losses.build(section, torch.bincount(targets, minlength=logits.shape[1]).tolist())
+    loss.outputs(logits.shape[1])  # refuses classes that it is not made for
+    return loss
 
 
 def _inputs(loss: losses.Loss, logits: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What the configuration makes of a loss."""
 
+import math
 from typing import Any
 
 import msgspec
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor
 
 from crossent import config, losses
 from crossent.errors import UserError
-from crossent.losses.base import PerClass
+from crossent.losses.base import Backend, PerClass
 
 COMMON: dict[str, Any] = {"class_weight": None, "ignore_index": -100, "z_loss": 0.0, "backend": "auto"}
 HINGE = {"class_path": "crossent.losses.Hinge", "arguments": {}}
@@ -96,3 +98,36 @@ def test_a_first_call_while_evaluating_spoils_nothing() -> None:
     loss(torch.ones(2, 3), weight, None, targets).mean.backward()
 
     assert weight.grad is not None
+
+
+class Learning(losses.RowLoss):
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = torch.nn.Parameter(torch.zeros(()))
+
+    def cost(self, row: losses.Statistics) -> Tensor:
+        return row.nll * self.temperature.exp()
+
+
+def test_auto_trains_parameters_of_a_loss_however_many_classes() -> None:
+    loss, weight = Learning(), torch.zeros(9000, 3, requires_grad=True)
+
+    loss(torch.ones(2, 3), weight, None, torch.tensor([0, 1])).mean.backward()
+
+    assert weight.grad is not None
+    assert loss.temperature.grad == pytest.approx(math.log(9000))
+    with pytest.raises(ValueError, match="backend=chunked: Learning has parameters, which only dense can train"):
+        loss.configure(backend="chunked")
+
+
+@pytest.mark.parametrize("backend", ["dense", "chunked"])
+def test_features_and_weight_have_one_precision(backend: Backend) -> None:
+    loss = losses.Brier().configure(backend=backend)
+
+    with pytest.raises(ValueError, match="but the weight is torch"):
+        loss(torch.ones(2, 3).double(), torch.zeros(2, 3), None, torch.tensor([0, 1]))
+
+
+def test_a_negative_z_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match="z_loss=-1: expected a number >= 0"):
+        losses.Brier().configure(z_loss=-1)
