@@ -1,5 +1,6 @@
 """The LightningModule: a softmax classifier and how one step of its training goes."""
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -141,19 +142,21 @@ class SoftmaxClassifier(lightning.LightningModule):
 
     def _is_last(self, taken: int) -> bool:
         """Whether the step after so many steps ends the run."""
-        epochs = self.trainer.max_epochs or -1
-        ends_epochs = self.trainer.is_last_batch and self.trainer.current_epoch + 1 >= epochs > 0
-        return ends_epochs or taken + 1 >= self.trainer.max_steps > 0
+        trainer = self.trainer
+        if taken + 1 >= trainer.max_steps > 0:
+            return True
+        epochs = trainer.max_epochs or -1
+        return epochs > 0 and trainer.is_last_batch and trainer.current_epoch + 1 >= epochs
 
     def _cost(self, batch: Batch) -> Cost:
-        cost: Cost = self.loss(
-            self._features(batch), self.head.weight, self.head.output_bias, batch.targets, batch.weights
-        )
+        head = self.head
+        cost: Cost = self.loss(self._features(batch), head.weight, head.output_bias, batch.targets, batch.weights)
         return cost
 
     def _features(self, batch: Batch) -> Tensor:
         """The features in the precision of the weights."""
-        return batch.features.to(self.head.weight.dtype)
+        features, dtype = batch.features, self.head.weight.dtype
+        return features if features.dtype == dtype else features.to(dtype)
 
     def _penalty(self) -> Tensor | None:
         return self.l2 / 2 * self.head.weight.square().sum() if self.l2 else None
@@ -175,6 +178,12 @@ class SoftmaxClassifier(lightning.LightningModule):
         tagged = {f"{split}/{name}": value for name, value in metrics.items()}
         for logger in self.trainer.loggers:
             logger.log_metrics(tagged, step)
+
+
+# Lightning works out the arguments of training_step anew at every step, unless they are written down.
+SoftmaxClassifier.training_step.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+    SoftmaxClassifier.training_step
+)
 
 
 class _OpenStep:

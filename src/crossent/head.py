@@ -34,6 +34,7 @@ class Head(nn.Module):
     def __init__(self, features: int, classes: int, outputs: int, *, bias: Bias, init: Init, seed: int) -> None:
         super().__init__()
         self.classes = classes
+        self._outputs = outputs
         self.weight = nn.Parameter(torch.zeros(outputs, features))
         biases = {"per_class": outputs, "shared": 1, "none": 0}[bias]
         self.bias = nn.Parameter(torch.zeros(biases)) if biases else None
@@ -50,8 +51,8 @@ class Head(nn.Module):
     @property
     def output_bias(self) -> Tensor | None:
         """The bias of every output, (outputs,), or None."""
-        outputs = self.weight.shape[0]
-        return self.bias if self.bias is None or len(self.bias) == outputs else self.bias.expand(outputs)
+        bias = self.bias
+        return bias.expand(self._outputs) if bias is not None and bias.shape[0] != self._outputs else bias
 
     def forward(self, features: Tensor) -> Tensor:
         """The logits of all classes, (rows, classes), from features, (rows, features)."""
