@@ -129,7 +129,7 @@ class _Finding:
         known = _fields(self.type_at(path))
         if readers := self._choices_with(path, name):
             chosen = f"{path[0]}={show(_value_at([*path, 'name'], self._plain))}"
-            return f"{key}: {chosen} does not read it, but {', '.join(readers)}; {chosen} has: {_list(known)}"
+            return f"{key}: {chosen} does not read it (but {', '.join(readers)}); {chosen} has: {_list(known)}"
         # Somebody who types lr=0.1 means a key of a section, and is told which.
         elsewhere = [f"{part}.{name}" for part, keys in self._plain.items() if isinstance(keys, dict) and name in keys]
         elsewhere = [full for full in elsewhere if not path and full.split(".")[0] in known]

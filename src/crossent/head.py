@@ -34,7 +34,6 @@ class Head(nn.Module):
     def __init__(self, features: int, classes: int, outputs: int, *, bias: Bias, init: Init, seed: int) -> None:
         super().__init__()
         self.classes = classes
-        self._outputs = outputs
         self.weight = nn.Parameter(torch.zeros(outputs, features))
         biases = {"per_class": outputs, "shared": 1, "none": 0}[bias]
         self.bias = nn.Parameter(torch.zeros(biases)) if biases else None
@@ -51,8 +50,8 @@ class Head(nn.Module):
     @property
     def output_bias(self) -> Tensor | None:
         """The bias of every output, (outputs,), or None."""
-        bias = self.bias
-        return bias.expand(self._outputs) if bias is not None and bias.shape[0] != self._outputs else bias
+        bias, outputs = self.bias, self.weight.shape[0]
+        return bias if bias is None or bias.shape[0] == outputs else bias.expand(outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         """The logits of all classes, (rows, classes), from features, (rows, features)."""
