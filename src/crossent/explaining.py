@@ -165,7 +165,7 @@ def limits(cost: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> Limi
 
 def _crossents(logits: Tensor, targets: Tensor) -> Tensor:
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    statistics, _ = take(exact, targets, 1, frozenset(), None)
+    statistics = take(exact, targets, 1, frozenset(), None)
     return losses.CrossEntropy().cost(statistics)
 
 

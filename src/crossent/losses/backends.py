@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossent.losses.base import Rows, nonzero
-from crossent.losses.statistics import Softmax, go_back, take
+from crossent.losses.statistics import go_back, take, take_by_softmax
 
 if TYPE_CHECKING:
     from crossent.losses.row_losses import RowLoss
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MANY_CLASSES = 8192
 MANY_BYTES = 256 * 2**20
 # The logits of a slice. Less would make the matrix products slower, which read all weights for every slice.
-SLICE_BYTES = 64 * 2**20
+SLICE_BYTES = 100 * 2**20
 # The logits of a block, for each thread: what is done to them row by row is done while they are in a core's cache.
 _BLOCK_BYTES = 2 * 2**20
 # So few classes are stored class by class: along a short last dimension log_softmax is ten times slower.
@@ -78,7 +78,7 @@ def _dense(loss: "RowLoss", rows: Rows, weight: Tensor, offset: Tensor | None, d
     if is_nll and rows.weight is None:  # one node of autograd's, not four
         logarithms = torch.log_softmax(logits, dim)
         return F.nll_loss(logarithms if dim else logarithms.t(), targets)
-    return rows.mean(loss.cost_of(take(logits, targets, dim, statistics, loss.class_share(logits))[0], rows))
+    return rows.mean(loss.cost_of(take(logits, targets, dim, statistics, loss.class_share(logits)), rows))
 
 
 def _chunked(loss: "RowLoss", rows: Rows, weight: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -204,12 +204,12 @@ def _visit(loss: "RowLoss", logits: Tensor, rows: Rows, differentiate: bool, cos
         size = min(size, threads * max(1, _BLOCK_BYTES // logits[:1].nbytes))
     reads, share = loss.reading(logits).statistics, loss.class_share(logits)
     # One memory for all blocks: taking it from the system anew costs more than what is written there.
-    memory = [torch.empty_like(logits[:size]) for _ in range(2 if "squared_probabilities" in reads else 1)]
+    memory = torch.empty_like(logits[:size])
     for start in range(0, len(logits), size):
         part = slice(start, start + size)
         block, here = logits[part], rows.at(part)
-        out = Softmax(*(each[: len(block)] for each in memory))
-        statistics, softmax = take(block, here.targets, 1, reads, share, out)
+        softmax = memory[: len(block)]
+        statistics = take_by_softmax(block, here.targets, reads, share, softmax)
         if differentiate:
             costs[part], slopes = loss.differentiated(statistics, here)
             go_back(block, softmax, here.targets, statistics, slopes, share)

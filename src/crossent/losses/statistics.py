@@ -40,22 +40,8 @@ class Slopes(NamedTuple):
     logsumexp: Tensor | None = None
 
 
-class Softmax(NamedTuple):
-    """The softmax of all logits, in the shape of the logits; its values only where the statistics took them."""
-
-    logarithms: Tensor | None = None
-    values: Tensor | None = None
-
-
-def take(
-    logits: Tensor,
-    targets: Tensor,
-    dim: int,
-    reads: frozenset[str],
-    class_share: Tensor | None,
-    out: Softmax = Softmax(),  # noqa: B008  # a tuple of nothing
-) -> tuple[Statistics, Softmax]:
-    """Takes the statistics of rows; autograd can go back through it, where no memory is given.
+def take(logits: Tensor, targets: Tensor, dim: int, reads: frozenset[str], class_share: Tensor | None) -> Statistics:
+    """Takes the statistics of rows; autograd can go back through it.
 
     Args:
         logits: (rows, classes), or (classes, rows), float32 or wider.
@@ -63,26 +49,53 @@ def take(
         dim: of the classes, 1 or 0.
         reads: the statistics that are wanted.
         class_share: (classes,), the classes' weights divided by their number; None: not weighted.
-        out: memory for the softmax, (rows, classes) each.
     """
     # log_softmax takes the largest logit off first, so that no difference of large numbers is taken.
-    logarithms = torch.log_softmax(logits, dim, out=out.logarithms)
+    logarithms = torch.log_softmax(logits, dim)
     nll = -logarithms.gather(dim, targets.unsqueeze(dim)).squeeze(dim)
     mean = squares = logsumexp = UNREAD
-    values = None
     if "mean_nll" in reads:
         mean = -(logarithms.mean(dim) if class_share is None else logarithms.movedim(dim, 1).mv(class_share))
     if "squared_probabilities" in reads:
-        values = torch.softmax(logits, dim, out=out.values)
-        squares = torch.linalg.vector_norm(values, dim=dim).square()
+        squares = torch.linalg.vector_norm(torch.softmax(logits, dim), dim=dim).square()
     if "logsumexp" in reads:
         logsumexp = logits.amax(dim) - logarithms.amax(dim)
-    return Statistics(nll, mean, squares, logsumexp), Softmax(logarithms, values)
+    return Statistics(nll, mean, squares, logsumexp)
+
+
+def take_by_softmax(
+    logits: Tensor, targets: Tensor, reads: frozenset[str], class_share: Tensor | None, softmax: Tensor
+) -> Statistics:
+    """Takes the same statistics with one exponential a logit, by way of the softmax that `go_back` needs anyway.
+
+    Args:
+        logits: (rows, classes), float32 or wider; a number taken off all of a row's changes nothing but ``logsumexp``.
+        targets: (rows,), int64.
+        reads: the statistics that are wanted.
+        class_share: (classes,), the classes' weights divided by their number; None: not weighted.
+        softmax: (rows, classes), memory for it.
+    """
+    torch.softmax(logits, 1, out=softmax)
+    largest = logits.amax(1)
+    # log Σ exp(logit − largest), 0 or more: the largest logit's own probability is the inverse of that sum. To it
+    # differences from the largest are added, which are 0 or more as well, so that nothing cancels.
+    above = -softmax.amax(1).log()
+    nll = above + (largest - logits.gather(1, targets.unsqueeze(1)).squeeze(1))
+    mean = squares = logsumexp = UNREAD
+    if "mean_nll" in reads and class_share is None:
+        mean = above + (largest - logits.mean(1))
+    elif "mean_nll" in reads and class_share is not None:
+        mean = (above + largest) * class_share.sum() - logits.mv(class_share)
+    if "squared_probabilities" in reads:
+        squares = torch.linalg.vector_norm(softmax, dim=1).square()
+    if "logsumexp" in reads:
+        logsumexp = above + largest
+    return Statistics(nll, mean, squares, logsumexp)
 
 
 def go_back(
     logits: Tensor,
-    softmax: Softmax,
+    softmax: Tensor,
     targets: Tensor,
     statistics: Statistics,
     slopes: Slopes,
@@ -92,7 +105,7 @@ def go_back(
 
     Args:
         logits: in whose memory the gradient goes.
-        softmax: of the logits; its memory is used up.
+        softmax: of the logits, (rows, classes).
         targets: (rows,), int64.
         statistics: of the rows.
         slopes: of the cost by the statistics.
@@ -106,14 +119,11 @@ def go_back(
         common += mean if class_share is None else mean * class_share.sum()
     if logsumexp is not None:
         common += logsumexp
-    values = softmax.values
-    if values is None:  # softmax computes faster than exp of the logarithms
-        values = torch.softmax(logits, 1, out=softmax.logarithms)
     if squares is None:
-        torch.mul(values, common, out=logits)
+        torch.mul(softmax, common, out=logits)
     else:
         common -= 2 * squares * statistics.squared_probabilities.unsqueeze(1)
-        torch.mul(values, 2 * squares, out=logits).add_(common).mul_(values)
+        torch.mul(softmax, 2 * squares, out=logits).add_(common).mul_(softmax)
     if mean is not None and class_share is None:
         logits -= mean / logits.shape[1]
     elif mean is not None and class_share is not None:
