@@ -89,7 +89,7 @@ class TestStandardization:
     def test_equals_scikit_learns(self) -> None:
         from sklearn.preprocessing import StandardScaler
 
-        features = Bundled("breast_cancer").load().features
+        features = Bundled("breast_cancer").load().all_features()
         expected = StandardScaler().fit_transform(features.double().numpy())
 
         torch.testing.assert_close(

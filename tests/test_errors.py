@@ -142,7 +142,7 @@ MISTAKES = [
     ("-m optimizer.lr=0.1,abc", ["optimizer.lr=abc", "a number > 0"]),
     ("-m loss=nll,hing", ["loss=hing", "did you mean 'hinge'?"]),
     ("~optimizer.lr", ["optimizer.lr: not set", "a number > 0"]),
-    ("~data", ["data: not set", "breast_cancer, custom"]),
+    ("~data", ["data: not set", "breast_cancer, csv, custom"]),
     ("+optimizer.lr=2", ["already", "optimizer.lr"]),
     ("optimizer.lr=${nope}", ["optimizer.lr", "'nope'"]),
     ("toy", ["toy", "key=value"]),
@@ -226,7 +226,7 @@ def test_help_lists_groups_and_commands(train: Train) -> None:
     run = train("--help")
 
     assert run.code == 0
-    for line in ("loss: auto, binary", "optimizer: adam", "crossent-train  ", "data: breast_cancer"):
+    for line in ("loss: auto, binary", "optimizer: adam", "crossent-train  ", "data: arrays"):
         assert line in run.out
 
 

@@ -43,7 +43,7 @@ def test_without_overrides_the_toy_set_is_trained_for_1001_steps_of_all_rows(
 def test_toy_set_is_the_notebooks(golden: dict[str, Any]) -> None:
     table = Toy().load()
 
-    assert table.features.tolist() == golden["toy"]["features"]
+    assert table.all_features().tolist() == golden["toy"]["features"]
     assert table.targets.tolist() == golden["toy"]["targets"]
 
 

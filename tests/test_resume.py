@@ -176,7 +176,7 @@ def test_an_early_stopped_run_is_finished_until_its_patience_is_changed(train: T
 
 
 def test_a_run_goes_on_from_an_earlier_checkpoint_when_asked(train: Train) -> None:
-    run = train("data=wine", "optimizer.lr=3", "trainer.max_steps=40", "trainer.val_check_interval=7")
+    run = train("data=wine", "optimizer.lr=10", "trainer.max_steps=40", "trainer.val_check_interval=7")
     best = run.checkpoint("best")["global_step"]
     before = run.curves
 
@@ -231,7 +231,7 @@ def test_test_points_are_not_doubled_by_a_longer_run(train: Train) -> None:
 
 
 def test_a_moved_run_knows_its_best_checkpoint(train: Train, workplace: Path) -> None:
-    wine = ("data=wine", "optimizer.lr=3", "callbacks.early_stopping.patience=null", "hydra.run.dir=there")
+    wine = ("data=wine", "optimizer.lr=10", "callbacks.early_stopping.patience=null", "hydra.run.dir=there")
     run = train(*wine, "trainer.max_steps=60", "trainer.val_check_interval=5")
     best = run.checkpoint("best")["global_step"]
     (workplace / "there").rename(workplace / "a place, moved to")

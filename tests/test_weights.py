@@ -95,7 +95,7 @@ def test_clipping_sees_the_gradient_of_the_whole_step(train: Train) -> None:
 
 def test_a_weight_of_two_is_a_row_that_comes_twice(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(self: Toy) -> Table:
-        return Table(table.features[rows], table.targets[rows], table.classes, table.columns, weights)
+        return Table(table.all_features()[rows], table.targets[rows], table.classes, table.columns, weights)
 
     table = Toy().load()
     rows, weights = torch.tensor([0, 1, 1, 2, 3, 4, 5, 6, 7, 7]), None
@@ -155,7 +155,7 @@ def test_weights_keep_their_precision_in_16_bits(weight: float, train: Train, mo
 
 def test_a_row_of_weight_zero_counts_for_nothing_however_wrong(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     table = replace(Weighted().load(), weights=torch.ones(23))
-    features, weights = table.features.clone(), torch.ones(23)
+    features, weights = table.all_features().clone(), torch.ones(23)
     features[3], weights[3] = 1e6, 0.0
     monkeypatch.setattr(Weighted, "load", lambda self: replace(table, features=features, weights=weights))
 

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect
 
-from crossent.config import NAMED_GROUPS, TRAINER_ELSEWHERE, BundledData
+from crossent.config import NAMED_GROUPS, TRAINER_ELSEWHERE, BundledData, FileData
 from crossent.errors import UserError
 
 _MISSING = "???"  # OmegaConf's mark for a value that has to be given
@@ -32,9 +33,24 @@ def check(composed: Plain, schema: type[Config]) -> Config:
         config = msgspec.convert(plain, schema)
     except msgspec.ValidationError as error:
         raise UserError(_Finding(schema, plain).explanation(str(error))) from None
-    if isinstance(getattr(config, "data", None), BundledData) and importlib.util.find_spec("sklearn") is None:
+    data = getattr(config, "data", None)
+    if isinstance(data, BundledData) and importlib.util.find_spec("sklearn") is None:
         raise UserError(f"data={plain['data']['name']}: needs scikit-learn: pip install 'crossent[sklearn]'")
+    if isinstance(data, FileData):
+        _check_files(data.files())
     return config
+
+
+def _check_files(files: Mapping[str, str]) -> None:
+    """Refuses paths, given under their keys, at which no file is."""
+    for key, name in files.items():
+        path = pathlib.Path(name)
+        if path.is_dir():
+            raise UserError(f"{key}={name}: a directory; expected a file")
+        if not path.exists():
+            there = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+            near = did_you_mean(path.name, there).rstrip(".")
+            raise UserError(f"{key}={name}: no such file{near}")
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

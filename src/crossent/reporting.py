@@ -69,7 +69,11 @@ def print_header(
     rate = "" if lr is None else f", lr {lr:g}"
     batch = "all rows" if module.batch_rows == module.rows("train") else f"{module.batch_rows} rows"
     columns, classes = len(facts.columns), len(facts.classes)
-    log.info("data       %s: %s rows, %d features, %d classes", _name(chosen.data), rows, columns, classes)
+    path = f" {chosen.data.path}" if isinstance(chosen.data, config.FileData) else ""
+    of = "" if facts.target is None else f" of '{facts.target}'"
+    log.info(
+        "data       %s%s: %s rows, %d features, %d classes%s", _name(chosen.data), path, rows, columns, classes, of
+    )
     log.info("loss       %s", loss)
     log.info("optimizer  %s%s, %s a step", _name(chosen.optimizer), rate, batch)
     log.info("device     %s, %s", loop.strategy.root_device, loop.precision)
@@ -85,7 +89,14 @@ def print_resume(checkpoint: Path | None, start: int) -> None:
 
 
 def print_results(
-    chosen: config.TrainConfig, last: LastPoints, directory: Path, *, steps: int, seconds: float, stopped_early: bool
+    chosen: config.TrainConfig,
+    last: LastPoints,
+    directory: Path,
+    *,
+    steps: int,
+    seconds: float,
+    stopped_early: bool,
+    best_accuracy: float | None,
 ) -> None:
     """Says how the run ended, and how to look at its curves."""
     patience = chosen.callbacks.early_stopping.patience
@@ -93,6 +104,8 @@ def print_results(
     log.info("\ntrained to step %d in %.2f s%s", steps, seconds, why)
     for tag, (step, value) in sorted(last.points.items()):
         log.info("%-14s %10.6f  at step %d", tag, value, step)
+    if best_accuracy is not None:
+        log.info("%-14s %10.6f  of the best possible classifier, on average over all rows", "accuracy", best_accuracy)
     if isinstance(chosen.logger, config.TensorBoardLogger) and last.points:
         logs = runs.LATEST.parent.absolute()
         shown = runs.shown(logs if logs in directory.parents else directory)

@@ -61,6 +61,12 @@ def train(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path) ->
         if new:
             runs.discard(directory)
         raise
+    if stored is not None and (changed := run.data.facts.difference(stored[CHECKPOINT_KEY]["data"])):
+        shown = runs.shown(directory)
+        raise UserError(
+            f"resume={shown}: the data is no longer what the run began with: other {changed}; config={shown} starts a "
+            "new run from that configuration"
+        )
     if not chosen.trainer.fast_dev_run:  # a try-out, not a run to come back to
         runs.point_latest(directory)
     reporting.print_header(chosen, run.data, run.classifier, run.trainer, directory)
@@ -83,6 +89,7 @@ def train(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path) ->
         directory,
         steps=steps,
         seconds=seconds,
+        best_accuracy=run.data.best_accuracy,
         stopped_early=stopping is not None and stopping.stopping_reason_message is not None,
     )
     return {tag: value for tag, (_, value) in run.last.points.items()}

@@ -2,11 +2,13 @@
 
 from crossent.data.loader import Batch, BatchLoader, TrainLoader
 from crossent.data.module import DataModule, build
-from crossent.data.table import DataFacts, Source, Standardization, Table
+from crossent.data.standardization import Standardization
+from crossent.data.table import Column, DataFacts, Source, Table
 
 __all__ = [
     "Batch",
     "BatchLoader",
+    "Column",
     "DataFacts",
     "DataModule",
     "Source",

@@ -1,19 +1,31 @@
 """The LightningDataModule: a source's rows, split, standardised and served in batches."""
 
-from dataclasses import replace
-from typing import Any
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning.pytorch as lightning
 import torch
 
 from crossent import config
 from crossent.custom import make
+from crossent.data.arrays import ArrayFiles, Arrays
 from crossent.data.bundled import Bundled
 from crossent.data.loader import BatchLoader, TrainLoader
 from crossent.data.split import Split, stratified
-from crossent.data.table import DataFacts, Source, Standardization, Table
+from crossent.data.storage import Mapped
+from crossent.data.survey import check_shapes, survey
+from crossent.data.synthetic import Synthetic
+from crossent.data.table import DataFacts, Source, Table
 from crossent.data.toy import Toy
 from crossent.errors import UserError
+
+if TYPE_CHECKING:
+    from crossent.data.arrow import TableFile
+
+log = logging.getLogger(__name__)
+
+Loader = TypeVar("Loader", bound=BatchLoader)
 
 _EVALUATION_LOGITS = 4_000_000  # a batch, which bounds its memory; larger batches are no faster
 
@@ -24,13 +36,14 @@ class DataModule(lightning.LightningDataModule):
     Args:
         source: where the rows come from.
         batch_size: rows a training step, or None for all of them.
-        val_fraction: rows for validation, as a fraction of all.
+        val_fraction: rows for validation, as a fraction of those that the source has not set apart.
         test_fraction: likewise for testing.
         standardize: whether features are brought to mean 0 and standard deviation 1 of the training rows.
         shuffle: whether every epoch has its own order.
         seed: of split and order.
         limit: batches after which Lightning calls an epoch done; see `TrainLoader`.
         ignore_index: the target of rows that count for nothing.
+        fills: whether a missing value, NaN, is filled in with its column's mean over the training rows.
     """
 
     def __init__(
@@ -45,6 +58,7 @@ class DataModule(lightning.LightningDataModule):
         seed: int = 0,
         limit: int | float | None = None,
         ignore_index: int = -100,
+        fills: bool = False,
     ) -> None:
         super().__init__()
         self._source = source
@@ -55,6 +69,7 @@ class DataModule(lightning.LightningDataModule):
         self._seed = seed
         self._limit = limit
         self._ignored = ignore_index
+        self._fills = fills
         self._tables: dict[str, Table] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -65,33 +80,62 @@ class DataModule(lightning.LightningDataModule):
         """
         if self._tables:
             return
-        table = _checked(self._source.load(), self._ignored)
-        val, test = self._fractions
-        split = self._split(table, val, test)
-        train = table.take(split.train)
-        columns = len(table.columns)
-        standardization = Standardization.of(train.features) if self._standardize else Standardization.identity(columns)
-        if self._standardize:
-            table = replace(table, features=standardization(table.features))
-        counted = train.targets[train.targets != self._ignored]
+        table = self._source.load()
+        check_shapes(table, self._ignored)
+        split = self._split(table)
+        standardization = survey(table, split.train, standardize=self._standardize, fills=self._fills)
+        parts = {name: table.take(rows) for name, rows in zip(Split._fields, split, strict=True)}
+        self._best_accuracy = table.best_accuracy
+        counted = parts["train"].targets[parts["train"].targets != self._ignored]
         counts = torch.bincount(counted, minlength=len(table.classes)).tolist()
-        self._facts = DataFacts(table.classes, table.columns, tuple(counts), standardization)
-        self._tables = {name: table.take(rows) for name, rows in zip(Split._fields, split, strict=True)}
+        self._facts = DataFacts(
+            table.classes, table.columns, tuple(counts), standardization, table.read_from, table.target
+        )
+        del table  # or its features would stay in memory beside those of the parts
+        for name in list(parts):
+            self._tables[name] = parts.pop(name).standardized(standardization)
         self._train_loader = TrainLoader(
             self._tables["train"], self.batch_rows, shuffle=self._shuffle, seed=self._seed, limit=self._limit
         )
+        self._check_sizes()
 
-    def _split(self, table: Table, val: float, test: float) -> Split:
+    def _split(self, table: Table) -> Split:
         """Splits the rows that have a class; the others stay among the training rows."""
-        labelled = (table.targets >= 0) & (table.targets < len(table.classes))
+        val, test = self._fractions
+        train_rows, val_rows, _ = table.parts or (len(table), 0, 0)
+        targets = table.targets[:train_rows]
+        labelled = (targets >= 0) & (targets < len(table.classes))
         rows, rest = labelled.nonzero().squeeze(1), (~labelled).nonzero().squeeze(1)
-        split = stratified(table.targets[rows], table.classes, val, test, self._seed)
-        return Split(torch.cat([rows[split.train], rest]).sort().values, rows[split.val], rows[split.test])
+        split = stratified(targets[rows], table.classes, val, test, self._seed)
+        train = torch.cat([rows[split.train], rest]).sort().values
+        end = train_rows + val_rows
+        own_val, own_test = torch.arange(train_rows, end), torch.arange(end, len(table))
+        return Split(train, torch.cat([rows[split.val], own_val]), torch.cat([rows[split.test], own_test]))
+
+    def _check_sizes(self) -> None:
+        """Refuses what memory has no room for, and wonders about what is not usual."""
+        train, classes = self._tables["train"], len(self._facts.classes)
+        if isinstance(train.features, Mapped) and self._batch_size is None:
+            raise UserError(
+                f"data.batch_size=full: {len(train):,} rows with {len(self._facts.columns)} features do not stay in "
+                "memory (data.in_memory); use a number, such as data.batch_size=1024"
+            )
+        if 2 * classes > len(train):
+            log.warning(
+                "%d classes for %d training rows: is the target (data.target) what you want to tell apart?",
+                classes,
+                len(train),
+            )
 
     @property
     def facts(self) -> DataFacts:
         """What a model has to know of the data; after `setup`."""
         return self._facts
+
+    @property
+    def best_accuracy(self) -> float | None:
+        """The highest accuracy that is possible on the source's rows, where that is known; after `setup`."""
+        return self._best_accuracy
 
     def rows(self, split: str) -> int:
         """Rows of ``train``, ``val`` or ``test``; after `setup`."""
@@ -104,7 +148,7 @@ class DataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Shuffled batches of the training rows; the same loader at each call, since it knows where it stands."""
-        return self._train_loader
+        return self._placed(self._train_loader)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training loader stands. Lightning saves that too, but does not always load it."""
@@ -125,7 +169,14 @@ class DataModule(lightning.LightningDataModule):
     def _evaluation(self, split: str) -> BatchLoader | list[BatchLoader]:
         table = self._tables[split]
         rows = max(1, _EVALUATION_LOGITS // len(table.classes))
-        return BatchLoader(table, rows) if len(table) else []
+        return self._placed(BatchLoader(table, rows)) if len(table) else []
+
+    def _placed(self, loader: Loader) -> Loader:
+        """A loader that serves this rank's rows, from the device that works on them."""
+        if self.trainer is not None:
+            loader.share(self.trainer.global_rank, self.trainer.world_size)
+            loader.place(self.trainer.strategy.root_device)
+        return loader
 
 
 def build(chosen: config.TrainConfig) -> DataModule:
@@ -136,19 +187,20 @@ def build(chosen: config.TrainConfig) -> DataModule:
     """
     rows = chosen.data
     return DataModule(
-        _source(rows),
+        _source(rows, chosen.loss.ignore_index),
         batch_size=None if rows.batch_size == "full" else rows.batch_size,
-        val_fraction=rows.val_fraction,
+        val_fraction=rows.val_share,
         test_fraction=rows.test_fraction,
         standardize=rows.standardize,
         shuffle=not chosen.trainer.overfit_batches,  # the same batches again and again
         seed=chosen.seed,
         limit=chosen.trainer.overfit_batches or chosen.trainer.limit_train_batches,
         ignore_index=chosen.loss.ignore_index,
+        fills=isinstance(rows, config.FileData) and rows.missing == "mean",
     )
 
 
-def _source(chosen: config.AnyData) -> Source:
+def _source(chosen: config.AnyData, ignored: int) -> Source:
     match chosen:
         case config.ToyData():
             return Toy()
@@ -160,45 +212,59 @@ def _source(chosen: config.AnyData) -> Source:
             return Bundled("digits")
         case config.BreastCancerData():
             return Bundled("breast_cancer")
+        case config.SyntheticData():
+            return Synthetic(
+                chosen.rows,
+                chosen.features,
+                chosen.classes,
+                signal=chosen.signal,
+                zipf=chosen.zipf,
+                seed=chosen.seed,
+                in_memory=chosen.in_memory,
+            )
+        case config.CsvData() | config.ParquetData():
+            return _files(chosen, ignored)
+        case config.ArraysData():
+            return _arrays(chosen, ignored)
         case config.CustomData():
             return make("data", chosen.class_path, chosen.arguments, Source)
 
 
-def _checked(table: Table, ignored: int) -> Table:
-    """Refuses rows of a source of the user's own that cannot be trained on; ours are right."""
-    if not isinstance(table, Table):
-        raise UserError(f"data: load() has to return a crossent.data.Table, not a {type(table).__name__}")
-    features, targets = table.features, table.targets
-    if features.ndim != 2 or targets.shape != features.shape[:1]:
-        raise UserError(
-            f"data: features have the shape {tuple(features.shape)} and targets {tuple(targets.shape)}; "
-            "expected (rows, columns) and (rows,)"
-        )
-    if len(table.columns) != features.shape[1]:
-        raise UserError(f"data: {features.shape[1]} columns, but {len(table.columns)} names for them")
-    if len(table) == 0:
-        raise UserError("data: there are no rows")
-    if len(table.classes) < 2:
-        raise UserError(f"data: {len(table.classes)} class; telling apart needs 2 or more")
-    outside = torch.nonzero(((targets < 0) | (targets >= len(table.classes))) & (targets != ignored))
-    if len(outside):
-        row = int(outside[0])
-        raise UserError(
-            f"data: row {row}: target {int(targets[row])}, expected 0 to {len(table.classes) - 1}, "
-            f"or {ignored} (loss.ignore_index) for a row that is to count for nothing"
-        )
-    if table.weights is not None:
-        if not isinstance(table.weights, torch.Tensor):
-            raise UserError(f"data: weights are a {type(table.weights).__name__}, expected a tensor, (rows,)")
-        if table.weights.shape != targets.shape:
-            raise UserError(f"data: weights have the shape {tuple(table.weights.shape)}, not {tuple(targets.shape)}")
-        unfit = torch.nonzero(~((table.weights >= 0) & (table.weights <= 1e30)))  # their sum has to fit float32
-        if len(unfit):
-            row = int(unfit[0])
-            raise UserError(f"data: row {row}: weight {float(table.weights[row])}, expected a number >= 0 and <= 1e30")
-    broken = torch.nonzero(~torch.isfinite(features))
-    if len(broken):
-        row, column = (int(index) for index in broken[0])
-        found = float(features[row, column])
-        raise UserError(f"data: row {row}, column '{table.columns[column]}': {found}, expected a finite number")
-    return table
+def _files(chosen: config.CsvData | config.ParquetData, ignored: int) -> Source:
+    # Arrow takes a third of a second to import, which other sources need not wait for.
+    from crossent.data.csv import CsvFile
+    from crossent.data.files import Files
+    from crossent.data.parquet import ParquetFile
+
+    def file(path: str) -> "TableFile":
+        if isinstance(chosen, config.CsvData):
+            return CsvFile(Path(path), delimiter=chosen.delimiter, header=chosen.header)
+        return ParquetFile(Path(path))
+
+    return Files(
+        file(chosen.path),
+        None if chosen.val_path is None else file(chosen.val_path),
+        None if chosen.test_path is None else file(chosen.test_path),
+        target=chosen.target,
+        features=chosen.features,
+        weight=chosen.weight,
+        missing=chosen.missing,
+        max_categories=chosen.max_categories,
+        in_memory=chosen.in_memory,
+        ignored=ignored,
+    )
+
+
+def _arrays(chosen: config.ArraysData, ignored: int) -> Source:
+    def files(path: str, target: str | None) -> ArrayFiles:
+        own = path == chosen.path or path.endswith(".npz")  # a .npy of weights has those of the training rows alone
+        return ArrayFiles(Path(path), target or chosen.target, chosen.features, chosen.weight if own else None)
+
+    return Arrays(
+        files(chosen.path, None),
+        None if chosen.val_path is None else files(chosen.val_path, chosen.val_target),
+        None if chosen.test_path is None else files(chosen.test_path, chosen.test_target),
+        missing=chosen.missing,
+        in_memory=chosen.in_memory,
+        ignored=ignored,
+    )

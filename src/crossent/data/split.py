@@ -36,24 +36,24 @@ def stratified(targets: Tensor, classes: tuple[str, ...], val: float, test: floa
         nothing = torch.empty(0, dtype=torch.int64)
         return Split(torch.arange(len(targets)), nothing, nothing)
     counts = torch.bincount(targets, minlength=len(classes))
-    for name, count in zip(classes, counts.tolist(), strict=True):
-        if count < 2:
-            raise UserError(
-                f"data: class '{name}' has {count} row{'s' * (count != 1)}, too few to split; "
-                "leave it out, or set data.val_fraction=0 and data.test_fraction=0"
-            )
+    if counts.min() < 2:
+        few = int((counts < 2).nonzero()[0])
+        count = int(counts[few])
+        raise UserError(
+            f"data: class '{classes[few]}' has {count} row{'s' * (count != 1)}, too few to split; "
+            "leave it out, or set data.val_fraction=0 and data.test_fraction=0"
+        )
     test_counts = _share(counts, test, counts - 1, "data.test_fraction")
     val_counts = _share(counts, val, counts - 1 - test_counts, "data.val_fraction")
-    generator = torch.Generator().manual_seed(seed)
-    parts: list[list[Tensor]] = [[], [], []]
-    for label in range(len(classes)):
-        rows = torch.nonzero(targets == label).squeeze(1)
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        sizes = [int(test_counts[label]), int(val_counts[label])]
-        in_test, in_val, in_train = rows.split([*sizes, len(rows) - sum(sizes)])
-        for part, drawn in zip(parts, (in_train, in_val, in_test), strict=True):
-            part.append(drawn)
-    return Split(*(torch.cat(part).sort().values for part in parts))
+    # Rows in a random order, then class by class: the first of each class are its test rows, the next its val rows.
+    drawn = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
+    by_class = drawn[targets[drawn].argsort(stable=True)]
+    place = torch.arange(len(targets)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    test_ends = test_counts.repeat_interleave(counts)
+    val_ends = test_ends + val_counts.repeat_interleave(counts)
+    in_test, in_train = place < test_ends, place >= val_ends
+    parts = (by_class[in_train], by_class[~in_test & ~in_train], by_class[in_test])
+    return Split(*(part.sort().values for part in parts))
 
 
 def _share(counts: Tensor, fraction: float, available: Tensor, key: str) -> Tensor:
@@ -63,9 +63,9 @@ def _share(counts: Tensor, fraction: float, available: Tensor, key: str) -> Tens
         raise UserError(f"{key}={fraction:g}: of {int(counts.sum())} rows that is none")
     exact = counts * fraction
     taken = torch.minimum(exact.floor().long(), available)
-    for label in torch.argsort(exact - taken, descending=True, stable=True):
-        if int(taken.sum()) < wanted and taken[label] < available[label]:
-            taken[label] += 1
+    most_cut = torch.argsort(exact - taken, descending=True, stable=True)
+    able = most_cut[taken[most_cut] < available[most_cut]]
+    taken[able[: wanted - int(taken.sum())]] += 1
     if int(taken.sum()) < wanted:
         raise UserError(
             f"{key}={fraction:g}: {wanted} of {int(counts.sum())} rows would leave a class none to train on"

@@ -1,10 +1,32 @@
-"""Rows in memory, and what a model has to know of them."""
+"""Labelled rows, and what a model has to know of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from crossent.data.standardization import Standardization
+from crossent.data.storage import Features, Mapped
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a file, as it goes into features.
+
+    Attributes:
+        name: its name there.
+        categories: its different texts, each of which makes a feature of 0 and 1; None for numbers.
+    """
+
+    name: str
+    categories: tuple[str, ...] | None = None
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names of the features that it makes."""
+        return (self.name,) if self.categories is None else tuple(f"{self.name}={each}" for each in self.categories)
 
 
 @dataclass(frozen=True)
@@ -12,26 +34,50 @@ class Table:
     """Labelled rows.
 
     Attributes:
-        features: (rows, columns), floating.
+        features: (rows, columns), floating; in memory, or mapped from a file.
         targets: (rows,), int64, from 0 to classes - 1, or ``loss.ignore_index`` where a row is to count for nothing.
         classes: the names of the classes.
         columns: the names of the features.
         weights: (rows,), 0 or more, how much each row counts; None: every row once.
+        parts: how many rows, in this order, are for training, validation and testing, where the source says so; rows
+            for training may be split further.
+        read_from: the columns of the file that the features come from; empty: features are as they are.
+        target: the name of the column that the classes come from; None: they come from none.
+        best_accuracy: the highest accuracy that is possible on these rows, where that is known.
+        origin: where the rows are from, for messages about one of them.
     """
 
-    features: Tensor
+    features: Features
     targets: Tensor
     classes: tuple[str, ...]
     columns: tuple[str, ...]
     weights: Tensor | None = None
+    parts: tuple[int, int, int] | None = None
+    read_from: tuple[Column, ...] = ()
+    target: str | None = None
+    best_accuracy: float | None = None
+    origin: str = "data"
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    def all_features(self) -> Tensor:
+        """The features of all rows in memory, (rows, columns)."""
+        return self.features[:]
+
     def take(self, rows: Tensor) -> Self:
-        """The rows with these indices, (n,), in that order."""
+        """The rows with these indices, (n,), in that order; the table itself if those are all of its rows."""
+        if len(rows) == len(self) and torch.equal(rows, torch.arange(len(self))):
+            return self
+        features = self.features.take(rows) if isinstance(self.features, Mapped) else self.features[rows]
         weights = None if self.weights is None else self.weights[rows]
-        return replace(self, features=self.features[rows], targets=self.targets[rows], weights=weights)
+        return replace(self, features=features, targets=self.targets[rows], weights=weights)
+
+    def standardized(self, standardization: Standardization) -> Self:
+        """The same rows with their features prepared, those in a file as they are read."""
+        if isinstance(self.features, Mapped):
+            return replace(self, features=replace(self.features, standardization=standardization))
+        return replace(self, features=standardization(self.features))
 
 
 @runtime_checkable
@@ -43,31 +89,6 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Standardization:
-    """(x − mean) / scale, column by column; both (columns,), float64."""
-
-    mean: Tensor
-    scale: Tensor
-
-    @classmethod
-    def identity(cls, columns: int) -> Self:
-        """Changes nothing."""
-        return cls(torch.zeros(columns, dtype=torch.float64), torch.ones(columns, dtype=torch.float64))
-
-    @classmethod
-    def of(cls, features: Tensor) -> Self:
-        """Mean and standard deviation of each column of (rows, columns); constant columns are left alone."""
-        exact = features.double()
-        scale, mean = torch.std_mean(exact, dim=0, correction=0)
-        constant = (exact == exact[:1]).all(dim=0)
-        return cls(mean.masked_fill(constant, 0.0), scale.masked_fill(constant, 1.0))
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Standardises (rows, columns), in the precision of the features."""
-        return ((features.double() - self.mean) / self.scale).to(features.dtype)
-
-
-@dataclass(frozen=True)
 class DataFacts:
     """What a model and its predictions have to know of the data it was trained on.
 
@@ -76,12 +97,25 @@ class DataFacts:
         columns: the names of the features.
         class_counts: training rows of each class.
         standardization: what was done to the features.
+        read_from: the columns of the file that the features come from.
+        target: the name of the column that the classes come from; None: they come from none.
     """
 
     classes: tuple[str, ...]
     columns: tuple[str, ...]
     class_counts: tuple[int, ...]
     standardization: Standardization
+    read_from: tuple[Column, ...] = ()
+    target: str | None = None
+
+    def difference(self, stored: Mapping[str, object]) -> str | None:
+        """What differs from the facts that a checkpoint has stored, or None where nothing does."""
+        for name, value in self.to_plain().items():
+            old = stored.get(name, value)
+            same = torch.equal(old, value) if isinstance(old, Tensor) and isinstance(value, Tensor) else old == value
+            if not same:
+                return name.replace("_", " ")
+        return None
 
     def to_plain(self) -> dict[str, object]:
         """Values that a checkpoint can hold and ``torch.load(weights_only=True)`` reads."""
@@ -91,4 +125,10 @@ class DataFacts:
             "class_counts": list(self.class_counts),
             "mean": self.standardization.mean,
             "scale": self.standardization.scale,
+            "fill": self.standardization.fill,
+            "read_from": [
+                {"name": each.name, "categories": None if each.categories is None else list(each.categories)}
+                for each in self.read_from
+            ],
+            "target": self.target,
         }

@@ -1,0 +1,39 @@
+"""Parquet files, read by Arrow."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from crossent.data.arrow import FILE_BYTES, on_disk, reading
+
+
+class ParquetFile:
+    """A Parquet file.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, types: Mapping[str, pa.DataType]) -> pa.Table:
+        """All rows. Those of a large file stay on disk, as Arrow's own format, mapped.
+
+        Args:
+            types: have been stored with the file, so these are not needed.
+
+        Raises:
+            UserError: a file that is none, or not whole.
+        """
+        with reading(self.path, "Parquet file"), pyarrow.parquet.ParquetFile(self.path) as file:
+            groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+            if sum(group.total_byte_size for group in groups) <= FILE_BYTES:
+                return file.read()
+            return on_disk(file.schema_arrow, file.iter_batches())
+
+    def place(self, row: int) -> str:
+        """Where a row, counted from 0, stands."""
+        return f"{self.path}: row {row}"

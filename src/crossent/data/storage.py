@@ -1,0 +1,111 @@
+"""Where features are: in memory, or on disk where they are too many for it."""
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossent.data.standardization import Standardization
+from crossent.errors import UserError
+
+#: Features of more bytes than this, in float32, stay on disk where ``in_memory=auto``. A fixed number, and not a share
+#: of what is free: the order of the rows depends on it, and a run has to be the same every time.
+IN_MEMORY_BYTES = 2 * 2**30
+#: Rows that are read at a time where all are gone through.
+_SLICE_BYTES = 64 * 2**20
+
+InMemory = Literal["auto"] | bool
+Numbers = np.ndarray[Any, np.dtype[Any]]
+
+
+def stays_in_memory(chosen: InMemory, rows: int, columns: int) -> bool:
+    """Whether so many features are to be held in memory."""
+    return rows * columns * 4 <= IN_MEMORY_BYTES if chosen == "auto" else chosen
+
+
+def allocate(rows: int, columns: int, *, in_memory: bool) -> Numbers:
+    """Room for features, (rows, columns), float32: in memory, or in a temporary file that is gone with the process.
+
+    Raises:
+        UserError: the disk of temporary files is full.
+    """
+    if in_memory or not rows * columns:
+        return np.empty((rows, columns), np.float32)
+    with tempfile.TemporaryFile(prefix="crossent-") as file:
+        size = rows * columns * 4
+        try:
+            if hasattr(os, "posix_fallocate"):  # or a full disk would show only as a signal that ends the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError as error:
+            raise UserError(
+                f"data: {size / 1e9:.1f} GB of features do not go into {tempfile.gettempdir()}: {error.strerror}; set "
+                "TMPDIR to a folder with more room"
+            ) from error
+        return np.memmap(file, np.float32, "r+", shape=(rows, columns))
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Features in a file, of which only the rows that are asked for come into memory.
+
+    Attributes:
+        array: (rows of the file, columns), mapped, any real type.
+        rows: indices of those that count, (n,), or None for all.
+        standardization: what is done to the rows as they are read.
+    """
+
+    array: Numbers
+    rows: Tensor | None = None
+    standardization: Standardization | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self), self.array.shape[1]
+
+    def __len__(self) -> int:
+        return self.array.shape[0] if self.rows is None else len(self.rows)
+
+    def take(self, rows: Tensor) -> Self:
+        """Some of the rows, by their indices, (n,); nothing is read."""
+        return replace(self, rows=rows if self.rows is None else self.rows[rows])
+
+    def __getitem__(self, part: slice) -> Tensor:
+        """Rows that follow one another, (n, columns), float32."""
+        if self.rows is not None:
+            return self._prepared(self._gather(self.rows[part]))
+        return self._prepared(np.array(self.array[part], np.float32, order="C"))
+
+    def read(self, rows: Tensor) -> Tensor:
+        """The rows with these indices, (n,), in that order: (n, columns), float32."""
+        return self._prepared(self._gather(rows if self.rows is None else self.rows[rows]))
+
+    def _gather(self, rows: Tensor) -> Numbers:
+        """Goes through the file in its own order, which is what disks are fast at."""
+        ascending, places = rows.sort()
+        found = np.ascontiguousarray(np.take(np.asarray(self.array), ascending.numpy(), axis=0), np.float32)
+        if torch.equal(ascending, rows):
+            return found
+        gathered = np.empty_like(found)
+        gathered[places.numpy()] = found
+        return gathered
+
+    def _prepared(self, found: Numbers) -> Tensor:
+        features = torch.from_numpy(found)
+        return features if self.standardization is None else self.standardization(features)
+
+
+Features = Tensor | Mapped
+
+
+def slices(features: Features) -> list[slice]:
+    """Parts of the rows that go through memory one after the other, but for what is in memory anyway: all at once."""
+    rows, columns = features.shape
+    step = max(1, _SLICE_BYTES // max(1, 4 * columns))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
