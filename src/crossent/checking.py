@@ -106,7 +106,7 @@ class _Finding:
             return f"{_key(path)}: not set; expected {self._expected(path)}"
         if not what.startswith(("Expected ", "Invalid ")):
             # A rule over several keys, worded in config.py.
-            return f"{_key(path)}{'.' if re.match('[a-z_]+=', what) else ': '}{what}" if path else what
+            return f"{_key(path)}{'.' if re.match('[a-z_]+(=|: )', what) else ': '}{what}" if path else what
         found = _value_at(path, self._plain)
         if found == _MISSING:
             return f"{_key(path)}: not set; expected {self._expected(path)}"

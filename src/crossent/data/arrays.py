@@ -12,7 +12,7 @@ import torch
 from numpy.lib import format as npy
 
 from crossent.checking import did_you_mean
-from crossent.data.storage import IN_MEMORY_BYTES, InMemory, Mapped, Numbers, slices, stays_in_memory
+from crossent.data.storage import IN_MEMORY_BYTES, InMemory, Mapped, Numbers, allocate, slices, stays_in_memory
 from crossent.data.table import Table
 from crossent.errors import UserError
 
@@ -123,7 +123,7 @@ class Arrays:
 
 def _in_memory(parts: list[Numbers]) -> Numbers:
     """All rows, float32, in one array; never two copies at a time."""
-    found = np.empty((sum(len(part) for part in parts), parts[0].shape[1]), np.float32)
+    found = allocate(sum(len(part) for part in parts), parts[0].shape[1], in_memory=True)
     begin = 0
     for part in parts:
         found[begin : begin + len(part)] = part

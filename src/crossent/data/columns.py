@@ -33,6 +33,7 @@ class Layout:
         weight: the name of the column with the weights of the rows, if there is one.
         classes: the names of the classes, in their order.
         whole_numbers: whether the classes are whole numbers and not texts.
+        all_columns: whether these are all columns of the file, since none were chosen.
     """
 
     columns: tuple[Column, ...]
@@ -40,6 +41,7 @@ class Layout:
     weight: str | None
     classes: tuple[str, ...]
     whole_numbers: bool
+    all_columns: bool
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -94,7 +96,7 @@ def find_layout(
         raise UserError(f"{file.path}: no column is left for features beside '{label}'")
     columns = tuple(_column(table[name], name, file, max_categories) for name in chosen)
     classes, whole = _classes(table[label], label, file, ignored)
-    return Layout(columns, label, weight, classes, whole)
+    return Layout(columns, label, weight, classes, whole, features is None)
 
 
 def _known(key: str, name: str, names: list[str], file: TableFile) -> str:
@@ -236,6 +238,11 @@ class Encoder:
         for name in needed:
             if name not in table.column_names:
                 raise UserError(f"{file.path}: no column '{name}', which {first.path} has")
+        for name in table.column_names if layout.all_columns else ():
+            if name not in needed:
+                raise UserError(
+                    f"{file.path}: column '{name}', which {first.path} does not have; data.features=[…] chooses columns"
+                )
         for column in layout.columns:
             kind = table.schema.field(column.name).type
             numbers = column.categories is None

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 Loader = TypeVar("Loader", bound=BatchLoader)
 
-_EVALUATION_LOGITS = 4_000_000  # a batch, which bounds its memory; larger batches are no faster
+_EVALUATION_NUMBERS = 4_000_000  # logits or features a batch, which bounds its memory; larger ones are no faster
 
 
 class DataModule(lightning.LightningDataModule):
@@ -91,9 +91,10 @@ class DataModule(lightning.LightningDataModule):
         self._facts = DataFacts(
             table.classes, table.columns, tuple(counts), standardization, table.read_from, table.target
         )
+        copied = len(parts["train"]) < len(table)
         del table  # or its features would stay in memory beside those of the parts
-        for name in list(parts):
-            self._tables[name] = parts.pop(name).standardized(standardization)
+        for name in Split._fields:
+            self._tables[name] = parts.pop(name).standardized(standardization, in_place=copied)
         self._train_loader = TrainLoader(
             self._tables["train"], self.batch_rows, shuffle=self._shuffle, seed=self._seed, limit=self._limit
         )
@@ -168,7 +169,7 @@ class DataModule(lightning.LightningDataModule):
 
     def _evaluation(self, split: str) -> BatchLoader | list[BatchLoader]:
         table = self._tables[split]
-        rows = max(1, _EVALUATION_LOGITS // len(table.classes))
+        rows = max(1, _EVALUATION_NUMBERS // max(len(table.classes), len(table.columns)))
         return self._placed(BatchLoader(table, rows)) if len(table) else []
 
     def _placed(self, loader: Loader) -> Loader:

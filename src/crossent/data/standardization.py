@@ -6,8 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-# Rows that are brought to double precision at a time.
-_SLICE_NUMBERS = 2**24
+# Numbers that are brought to double precision at a time: few, so that they stay in cache.
+_SLICE_NUMBERS = 2**19
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,24 @@ class Standardization:
         moments.add(features)
         return cls(*moments.mean_and_scale())
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """Prepares (rows, columns), in the precision of the features; a new tensor, unless nothing is to be done."""
+    def __call__(self, features: Tensor, out: Tensor | None = None) -> Tensor:
+        """Prepares (rows, columns), in the precision of the features.
+
+        Args:
+            features: what is to be prepared.
+            out: where the result goes, which may be the features themselves; None: to memory of its own, unless
+                nothing is to be done.
+        """
         if self.fill is None and not self.mean.any() and bool((self.scale == 1).all()):
             return features
-        prepared = torch.empty_like(features)
+        prepared = torch.empty_like(features) if out is None else out
         rows = max(1, _SLICE_NUMBERS // max(1, features.shape[1]))
         for start in range(0, len(features), rows):
             part = slice(start, start + rows)
             exact = features[part].double()
             if self.fill is not None:
                 exact = exact.where(~exact.isnan(), self.fill)
-            prepared[part] = exact.sub_(self.mean).div_(self.scale)
+            prepared[part] = (exact - self.mean).div_(self.scale)  # exact may be the features themselves
         return prepared
 
     def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

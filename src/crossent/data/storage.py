@@ -18,6 +18,9 @@ IN_MEMORY_BYTES = 2 * 2**30
 #: Rows that are read at a time where all are gone through.
 _SLICE_BYTES = 64 * 2**20
 
+# Numbers that are gathered from a file at a time, on their way to their places.
+_PIECE_NUMBERS = 2**20
+
 InMemory = Literal["auto"] | bool
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,10 +34,16 @@ def allocate(rows: int, columns: int, *, in_memory: bool) -> Numbers:
     """Room for features, (rows, columns), float32: in memory, or in a temporary file that is gone with the process.
 
     Raises:
-        UserError: the disk of temporary files is full.
+        UserError: there is no room.
     """
     if in_memory or not rows * columns:
-        return np.empty((rows, columns), np.float32)
+        try:
+            return np.empty((rows, columns), np.float32)
+        except MemoryError as error:
+            size = f"{rows * columns * 4 / 1e9:.1f} GB"
+            raise UserError(
+                f"data: {size} of features do not fit in memory; data.in_memory=false leaves them on disk"
+            ) from error
     with tempfile.TemporaryFile(prefix="crossent-") as file:
         size = rows * columns * 4
         try:
@@ -88,12 +97,12 @@ class Mapped:
 
     def _gather(self, rows: Tensor) -> Numbers:
         """Goes through the file in its own order, which is what disks are fast at."""
-        ascending, places = rows.sort()
-        found = np.ascontiguousarray(np.take(np.asarray(self.array), ascending.numpy(), axis=0), np.float32)
-        if torch.equal(ascending, rows):
-            return found
-        gathered = np.empty_like(found)
-        gathered[places.numpy()] = found
+        ascending, places = (each.numpy() for each in rows.sort())
+        gathered = np.empty((len(rows), self.array.shape[1]), np.float32)
+        step = max(1, _PIECE_NUMBERS // max(1, self.array.shape[1]))
+        for start in range(0, len(rows), step):
+            piece = slice(start, start + step)
+            gathered[places[piece]] = np.take(np.asarray(self.array), ascending[piece], axis=0)
         return gathered
 
     def _prepared(self, found: Numbers) -> Tensor:

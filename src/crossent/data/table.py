@@ -73,11 +73,16 @@ class Table:
         weights = None if self.weights is None else self.weights[rows]
         return replace(self, features=features, targets=self.targets[rows], weights=weights)
 
-    def standardized(self, standardization: Standardization) -> Self:
-        """The same rows with their features prepared, those in a file as they are read."""
+    def standardized(self, standardization: Standardization, *, in_place: bool = False) -> Self:
+        """The same rows with their features prepared, those in a file as they are read.
+
+        Args:
+            standardization: what is done to them.
+            in_place: whether memory of theirs may be written to.
+        """
         if isinstance(self.features, Mapped):
             return replace(self, features=replace(self.features, standardization=standardization))
-        return replace(self, features=standardization(self.features))
+        return replace(self, features=standardization(self.features, out=self.features if in_place else None))
 
 
 @runtime_checkable

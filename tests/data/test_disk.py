@@ -1,0 +1,207 @@
+"""Rows that do not fit in memory: the same batches, shuffled well enough, in bounded memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from crossent.data import BatchLoader, Standardization, Table, TrainLoader, loader
+from crossent.data.shuffle import Shuffle
+from crossent.data.storage import Mapped, allocate
+
+CPU = torch.device("cpu")
+
+
+def table(rows: int, *, on_disk: bool) -> Table:
+    features = allocate(rows, 2, in_memory=not on_disk)
+    features[:] = np.arange(2 * rows).reshape(rows, 2)
+    held = Mapped(features) if on_disk else torch.from_numpy(features)
+    return Table(held, torch.arange(rows) % 3, ("a", "b", "c"), ("x", "y"), weights=torch.arange(rows) / 2)
+
+
+def rows_of(batches: BatchLoader) -> list[list[int]]:
+    found = []
+    for batch in batches:
+        rows = (batch.features[:, 0] / 2).long()
+        assert torch.equal(batch.targets, rows % 3)
+        assert batch.weights is not None
+        assert torch.equal(batch.weights, rows / 2)
+        found.append(rows.tolist())
+    return found
+
+
+@pytest.fixture(params=[40, 400, 10_000])
+def _windows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of one batch, of several, and of all rows."""
+    monkeypatch.setattr(loader, "_WINDOW_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("_windows")
+class TestLoader:
+    @pytest.mark.parametrize("size", [1, 7, 100, 1000])
+    def test_evaluation_goes_through_all_rows_in_order(self, size: int) -> None:
+        memory, disk = (BatchLoader(table(100, on_disk=on_disk), size) for on_disk in (False, True))
+
+        assert rows_of(disk) == rows_of(memory)
+
+    @pytest.mark.parametrize("size", [1, 7, 64])
+    def test_an_epoch_has_every_row_once_in_an_order_of_its_own(self, size: int) -> None:
+        loaded = TrainLoader(table(200, on_disk=True), size, shuffle=True, seed=0)
+
+        first, second = rows_of(loaded), rows_of(loaded)
+
+        for epoch in (first, second):
+            assert sorted(row for batch in epoch for row in batch) == list(range(200))
+            assert [len(batch) for batch in epoch[:-1]] == [size] * (len(loaded) - 1)
+        assert first != second
+
+    @pytest.mark.parametrize("consumed", [0, 1, 5, 13, 14, 20])
+    def test_goes_on_where_its_state_was_taken(self, consumed: int) -> None:
+        whole, stopped, resumed = (TrainLoader(table(95, on_disk=True), 7, shuffle=True, seed=3) for _ in range(3))
+        expected = [batch for _ in range(3) for batch in rows_of(whole)]
+        for _ in range(consumed // 14):
+            rows_of(stopped)
+        list(zip(range(consumed % 14), stopped, strict=False))
+
+        resumed.load_state_dict(stopped.state_dict())
+
+        rest = [batch for _ in range(2) for batch in rows_of(resumed)]
+        assert rest == expected[consumed : consumed + len(rest)]
+
+    @pytest.mark.parametrize("ranks", [2, 3, 8])
+    @pytest.mark.parametrize("on_disk", [False, True])
+    @pytest.mark.parametrize("size", [3, 16])
+    def test_ranks_share_every_batch(self, ranks: int, on_disk: bool, size: int) -> None:
+        alone = TrainLoader(table(50, on_disk=on_disk), size, shuffle=True, seed=1)
+        shares = [
+            TrainLoader(table(50, on_disk=on_disk), size, shuffle=True, seed=1, rank=rank, ranks=ranks)
+            for rank in range(ranks)
+        ]
+
+        expected, found = rows_of(alone), [rows_of(each) for each in shares]
+
+        # The last batch of two rows leaves some ranks without any, but not without the batch.
+        assert [[row for share in batch for row in share] for batch in zip(*found, strict=True)] == expected
+        for batches in zip(alone, *shares, strict=True):
+            assert {batch.global_rows for batch in batches} == {len(batches[0].targets)}
+            sizes = [len(batch.targets) for batch in batches[1:]]
+            assert max(sizes) - min(sizes) <= 1
+
+
+class TestShuffle:
+    @pytest.mark.parametrize(("rows", "window"), [(1000, 130), (64, 64), (65, 64), (7, 2), (1, 1), (1000, 999)])
+    def test_every_row_comes_once(self, rows: int, window: int) -> None:
+        order = Shuffle(rows, window, seed=0)
+        windows = -(-rows // window)
+
+        for epoch in range(3):
+            drawn = torch.cat([order.indices(epoch, each, CPU) for each in range(windows)])
+            assert torch.equal(drawn.sort().values, torch.arange(rows))
+
+    def test_a_window_has_rows_from_all_over_the_file(self) -> None:
+        rows, window = 100_000, 2000
+        order = Shuffle(rows, window, seed=0)
+
+        drawn = order.indices(0, 0, CPU)
+
+        # 64 blocks, evenly spread: of ten tenths of the file, each has 200 rows of the window, give or take; and rows
+        # that lay together come apart.
+        tenths = torch.bincount(drawn * 10 // rows, minlength=10)
+        assert tenths.min() > 0
+        assert (drawn.diff().abs() == 1).float().mean() < 0.01
+
+    def test_neighbours_meet_other_rows_in_every_epoch(self) -> None:
+        order = Shuffle(1000, 100, seed=0)
+
+        def companions(epoch: int) -> set[int]:
+            drawn = [order.indices(epoch, window, CPU).tolist() for window in range(10)]
+            return set(next(each for each in drawn if 500 in each))
+
+        assert len(companions(0) & companions(1)) < 50
+
+
+class TestStandardization:
+    def test_streamed_moments_are_those_of_all_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        features = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 1e4, -5.0])
+        features[:, 2] = 7.0
+        whole = Standardization.of(features)
+
+        monkeypatch.setattr("crossent.data.storage._SLICE_BYTES", 100)
+        from crossent.data.survey import survey
+
+        held = allocate(1000, 3, in_memory=False)
+        held[:] = features.numpy()
+        mapped = Table(Mapped(held), torch.arange(1000) % 2, ("a", "b"), ("x", "y", "z"))
+        streamed = survey(mapped, torch.arange(1000), standardize=True, fills=False)
+
+        torch.testing.assert_close(streamed.mean, whole.mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(streamed.scale, whole.scale, rtol=1e-12, atol=1e-12)
+        assert (float(streamed.mean[2]), float(streamed.scale[2])) == (0, 1)
+
+    @pytest.mark.parametrize("biased", [True, False])
+    def test_folded_weights_give_the_same_logits_from_raw_features(self, biased: bool) -> None:
+        generator = torch.Generator().manual_seed(0)
+        features = torch.randn(50, 4, generator=generator, dtype=torch.float64) * 3 + 100
+        weight = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+        bias = torch.randn(3, generator=generator, dtype=torch.float64) if biased else None
+        standardization = Standardization.of(features)
+
+        raw_weight, raw_bias = standardization.folded(weight, bias)
+
+        expected = standardization(features) @ weight.t() + (0 if bias is None else bias)
+        torch.testing.assert_close(features @ raw_weight.t() + raw_bias, expected)
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+import torch
+from crossent.train import command
+from crossent.training import train
+from crossent import cli
+
+def data_of_this_process():  # what RLIMIT_DATA counts
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
+
+torch.set_num_threads(1)
+limit = data_of_this_process() + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+sys.exit(cli.run(command(train), sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts otherwise, or not at all, elsewhere")
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_file_larger_than_memory_trains(workplace: Path, in_memory: bool) -> None:
+    rows, columns = 800_000, 256  # 819 MB
+    mapped = np.lib.format.open_memmap("X.npy", "w+", np.float32, (rows, columns))
+    drawn = np.random.default_rng(0).standard_normal((50_000, columns), np.float32)
+    for start in range(0, rows, 50_000):
+        mapped[start : start + 50_000] = drawn
+    np.save("y.npy", (mapped[:, 0] > 0).astype(np.int64))
+    del mapped
+    arguments = ["data=arrays", "data.path=X.npy", "data.target=y.npy", f"data.in_memory={in_memory}"]
+    arguments += ["data.batch_size=1024", "trainer.max_steps=100", "trainer.val_check_interval=100"]
+
+    # 500 MB beyond what the process has before it begins, where the file alone has 819.
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(500 * 10**6), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    if in_memory:  # which shows that the limit is one
+        assert done.returncode == 2
+        assert (
+            done.stderr
+            == "error: data: 0.8 GB of features do not fit in memory; data.in_memory=false leaves them on disk\n"
+        )
+    else:
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "trained to step 100" in done.stdout
