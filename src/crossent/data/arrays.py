@@ -12,6 +12,7 @@ import torch
 from numpy.lib import format as npy
 
 from crossent.checking import did_you_mean
+from crossent.data.classes import find_classes
 from crossent.data.storage import IN_MEMORY_BYTES, InMemory, Mapped, Numbers, allocate, slices, stays_in_memory
 from crossent.data.table import Table
 from crossent.errors import UserError
@@ -235,15 +236,11 @@ def _encode_targets(parts: Sequence[_Opened], ignored: int) -> tuple[tuple[str, 
         known = known[known != ignored]
     targets = []
     for part, found in zip(parts, labels, strict=True):
-        codes = np.searchsorted(known, found).clip(max=max(0, len(known) - 1))
-        unknown = known[codes] != found if len(known) else np.ones(len(found), bool)
-        if not texts:
-            skipped = found == ignored
-            codes, unknown = np.where(skipped, ignored, codes), unknown & ~skipped
+        codes, unknown = find_classes(known, found, None if texts else ignored)
         if unknown.any():
             row = int(unknown.argmax())
             raise UserError(f"{_targets_of(part)}: row {row}: class '{found[row]}' is not among the training rows")
-        targets.append(codes.astype(np.int64))
+        targets.append(codes)
     names = tuple(each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each) for each in known)
     return names, np.concatenate(targets)
 

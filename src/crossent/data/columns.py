@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from crossent.checking import did_you_mean
 from crossent.data.arrow import TableFile
+from crossent.data.classes import find_classes
 from crossent.data.storage import Numbers
 from crossent.data.table import Column
 from crossent.errors import UserError
@@ -219,6 +220,7 @@ class Encoder:
         self._missing = missing
         self._ignored = ignored
         self._classes = pa.array(layout.classes, pa.large_string())
+        self._whole_numbers = np.array([int(name) for name in layout.classes if layout.whole_numbers], np.int64)
         self._categories = {
             column.name: pa.array(column.categories, pa.large_string())
             for column in layout.columns
@@ -346,26 +348,20 @@ class Encoder:
     def _targets(self, values: pa.ChunkedArray, out: Numbers, whole: Numbers, file: TableFile, start: int) -> None:
         layout = self._layout
         if layout.whole_numbers and not _is_text(values.type):
-            numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
-            gaps: Numbers = np.isnan(numbers)
-            names = pa.array([None if gap else f"{number:.17g}" for gap, number in zip(gaps, numbers, strict=True)])
-            if pa.types.is_integer(values.type) and not values.null_count:
-                names = values.cast(pa.large_string())
+            numbers = values.to_numpy(zero_copy_only=False)
+            gaps: Numbers = np.isnan(numbers) if numbers.dtype.kind == "f" else np.zeros(len(numbers), np.bool_)
+            labels = np.where(gaps, 0, numbers).astype(np.int64)
+            codes, unknown = find_classes(self._whole_numbers, labels, self._ignored)
+            unknown = (unknown | (labels != numbers)) & ~gaps
         else:
             gaps = values.is_null().to_numpy()
-            names = values
-        names = _texts(names)
-        codes = pc.index_in(names, self._classes).fill_null(-1).to_numpy().astype(np.int64)
+            codes = pc.index_in(_texts(values), self._classes).fill_null(-1).to_numpy().astype(np.int64)
+            unknown = (codes < 0) & ~gaps
         self._note_gaps(gaps, layout.target, whole, file, start, fillable=False)
-        unknown = (codes < 0) & ~gaps
-        if layout.whole_numbers:
-            ignored = pc.equal(names, str(self._ignored)).fill_null(False).to_numpy(zero_copy_only=False)
-            codes[ignored] = self._ignored
-            unknown &= ~ignored
         if unknown.any():
             row = int(unknown.argmax())
             raise UserError(
-                f"{file.place(start + row)}, column '{layout.target}': class '{names[row].as_py()}' is not among the "
+                f"{file.place(start + row)}, column '{layout.target}': class '{values[row].as_py()}' is not among the "
                 f"training rows, which have: {_listed(layout.classes)}"
             )
         out[:] = codes

@@ -40,9 +40,9 @@ def allocate(rows: int, columns: int, *, in_memory: bool) -> Numbers:
         try:
             return np.empty((rows, columns), np.float32)
         except MemoryError as error:
-            size = f"{rows * columns * 4 / 1e9:.1f} GB"
+            wanted = f"{rows * columns * 4 / 1e9:.1f} GB"
             raise UserError(
-                f"data: {size} of features do not fit in memory; data.in_memory=false leaves them on disk"
+                f"data: {wanted} of features do not fit in memory; data.in_memory=false leaves them on disk"
             ) from error
     with tempfile.TemporaryFile(prefix="crossent-") as file:
         size = rows * columns * 4
