@@ -91,6 +91,22 @@ class TestLoader:
             assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.gpu
+def test_rows_that_fit_stay_on_the_gpu() -> None:
+    device = torch.device("cuda", 0)
+    here, there = (TrainLoader(table(200, on_disk=False), 16, shuffle=True, seed=0) for _ in range(2))
+
+    there.place(device)
+
+    batches = list(there)
+    assert {batch.features.device for batch in batches} == {device}
+    assert {batch.targets.device for batch in batches} == {device}
+    rows = torch.cat([batch.features[:, 0] / 2 for batch in batches]).long()
+    assert torch.equal(rows.sort().values.cpu(), torch.arange(200))
+    assert torch.equal(torch.cat([batch.targets for batch in batches]), rows % 3)
+    assert len(batches) == len(list(here))
+
+
 class TestShuffle:
     @pytest.mark.parametrize(("rows", "window"), [(1000, 130), (64, 64), (65, 64), (7, 2), (1, 1), (1000, 999)])
     def test_every_row_comes_once(self, rows: int, window: int) -> None:

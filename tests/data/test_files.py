@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from conftest import Train
-from crossent.data import BatchLoader, DataModule, Table, arrow
+from crossent.data import BatchLoader, DataModule, Standardization, Table, arrow
 from crossent.data.arrays import ArrayFiles, Arrays
 from crossent.data.csv import CsvFile
 from crossent.data.files import Files
@@ -295,6 +295,22 @@ class TestRuns:
             {"name": "a", "categories": None},
         ]
         assert (stored["target"], stored["columns"]) == ("kind", ["colour=blue", "colour=red", "a"])
+
+    def test_the_scaling_in_a_checkpoint_folds_into_the_weights(self, train: Train) -> None:
+        Path("rows.csv").write_text(self.rows)
+        run = train("data=csv", "data.path=rows.csv", "data.val_fraction=0", "trainer.max_steps=20")
+
+        # As docs/data.md has it.
+        stored = run.checkpoint()
+        facts, weights = stored["crossent"]["data"], stored["state_dict"]
+        scaling = Standardization(facts["mean"], facts["scale"])
+        weight, bias = scaling.folded(weights["head.weight"], weights.get("head.bias"))
+
+        table = Files(CsvFile(Path("rows.csv"))).load()
+        raw = table.all_features().double() @ weight.T + bias
+        # The next cost of the run is that of these weights.
+        further = train("resume=latest", "trainer.max_steps=21").curves["train/cost"][20]
+        assert torch.nn.functional.cross_entropy(raw, table.targets).item() == pytest.approx(further, rel=1e-5)
 
     def test_as_many_classes_as_rows_are_wondered_at(self, train: Train) -> None:
         Path("rows.csv").write_text("a,b\n" + "".join(f"{row},{row}\n" for row in range(30)))

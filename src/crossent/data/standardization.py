@@ -93,27 +93,25 @@ class Moments:
         if not len(rows):
             return
         exact = rows.double()
-        missing = exact.isnan()
-        if missing.any():
+        lowest, highest = torch.aminmax(rows, dim=0)
+        if lowest.isnan().any():  # of columns with a NaN
+            missing = rows.isnan()
             count = (~missing).sum(0).double()
             mean = exact.nansum(0) / count.clamp(min=1)
             squares = (exact - mean).square().nansum(0)
-            self._note_range(exact.where(~missing, torch.inf), exact.where(~missing, -torch.inf))
+            lowest, highest = (rows.where(~missing, sign * torch.inf) for sign in (1, -1))
+            lowest, highest = lowest.amin(0), highest.amax(0)
         else:
             count = torch.full_like(self._count, len(exact))
             variance, mean = torch.var_mean(exact, dim=0, correction=0)
             squares = variance * len(exact)
-            self._note_range(exact, exact)
+        self._lowest, self._highest = self._lowest.minimum(lowest), self._highest.maximum(highest)
         total = (self._count + count).clamp(min=1)
         step = mean - self._mean
         self._mean += step * (count / total)
         self._squares += squares + step.square() * (self._count * count / total)
         self._count += count
         self._rows += len(exact)
-
-    def _note_range(self, for_lowest: Tensor, for_highest: Tensor) -> None:
-        self._lowest = self._lowest.minimum(for_lowest.amin(0))
-        self._highest = self._highest.maximum(for_highest.amax(0))
 
     def means(self) -> Tensor:
         """The mean of each column, (columns,); 0 where all are missing."""

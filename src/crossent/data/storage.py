@@ -15,8 +15,8 @@ from crossent.errors import UserError
 #: Features of more bytes than this, in float32, stay on disk where ``in_memory=auto``. A fixed number, and not a share
 #: of what is free: the order of the rows depends on it, and a run has to be the same every time.
 IN_MEMORY_BYTES = 2 * 2**30
-#: Rows that are read at a time where all are gone through.
-_SLICE_BYTES = 64 * 2**20
+# Of features, what is looked at at a time where all are gone through: little, so that it stays in cache.
+_SLICE_BYTES = 4 * 2**20
 
 # Numbers that are gathered from a file at a time, on their way to their places.
 _PIECE_NUMBERS = 2**20
