@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -61,3 +61,26 @@ def on_disk(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
                 "folder with more room"
             ) from error
         return pa.ipc.open_file(pa.memory_map(file.name)).read_all()  # outlives the name of the file
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of the type are texts, stored as such or as indices of them."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether values of the type are numbers, or true and false."""
+    checks = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    return any(check(kind) for check in checks)
+
+
+def as_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts, however they are stored, as one type."""
+    return values.cast(pa.large_string())
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, the first twenty of them."""
+    return ", ".join(names[:20]) + (f", … ({len(names)})" if len(names) > 20 else "")

@@ -8,7 +8,8 @@ import pyarrow as pa
 import torch
 
 from crossent.data.arrow import TableFile
-from crossent.data.columns import Encoded, Encoder, find_layout
+from crossent.data.encoder import Encoded, Encoder
+from crossent.data.layout import find_layout
 from crossent.data.storage import InMemory, Mapped, allocate, stays_in_memory
 from crossent.data.table import Table
 
