@@ -9,12 +9,11 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from crossent.data.loader import Batch
 from crossent.head import Head
 from crossent.losses import Cost, Loss
+from crossent.metrics import WeightedMean
 from crossent.optim import OptimizerFactory, SchedulerFactory
 
 log = logging.getLogger(__name__)
@@ -56,10 +55,8 @@ class SoftmaxClassifier(lightning.LightningModule):
         self._record = dict(record or {})
         self._step = _OpenStep()
         self._loaded_steps: int | None = None
-        self._costs = MeanMetric(nan_strategy="disable")  # a NaN has to show, not to be left out
-        self._accuracy = MulticlassAccuracy(
-            head.classes, average="micro", ignore_index=loss.ignore_index, validate_args=False
-        )
+        self._costs = WeightedMean()
+        self._accuracy = WeightedMean()
 
     def forward(self, features: Tensor) -> Tensor:
         """The logits of all classes, (rows, classes), from features, (rows, columns)."""
@@ -163,8 +160,11 @@ class SoftmaxClassifier(lightning.LightningModule):
 
     def _evaluate(self, batch: Batch) -> None:
         cost = self._cost(batch)
-        self._costs.update(cost.mean, torch.as_tensor(cost.weight))
-        self._accuracy.update(self(self._features(batch)), batch.targets)
+        # The type is named, since the usual one has 16 bits in a run of that precision.
+        self._costs.update(cost.mean, torch.as_tensor(cost.weight, dtype=cost.mean.dtype, device=cost.mean.device))
+        hits = self(self._features(batch)).argmax(dim=1) == batch.targets
+        counts = batch.targets != self.loss.ignore_index
+        self._accuracy.update(hits, counts if batch.weights is None else counts * batch.weights)
 
     def _evaluated(self, split: str) -> dict[str, float]:
         metrics = {"cost": float(self._costs.compute()), "accuracy": float(self._accuracy.compute())}

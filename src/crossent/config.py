@@ -4,6 +4,7 @@ The defaults, each with its why, are in ``conf/``. This module imports no torch,
 answered at once.
 """
 
+import codecs
 import sys
 from typing import Annotated, Any, Literal
 
@@ -114,8 +115,8 @@ class FileData(Data):
 
     in_memory: InMemory
     path: FilePath
-    target: Text | None
-    weight: Text | None
+    target: Text | int | None  # columns may have numbers for names
+    weight: Text | int | None
     val_path: Text | None
     test_path: Text | None
     val_fraction: ProperShare | None
@@ -146,13 +147,22 @@ class FileData(Data):
 class TableData(FileData):
     """A file with named columns."""
 
-    features: list[Text] | None
+    features: list[Text | int] | None
     max_categories: AtLeastOne
 
 
 class CsvData(TableData, tag="csv"):
-    delimiter: Annotated[str, Meta(min_length=1, max_length=1, description="one character")]
+    delimiter: Annotated[str, Meta(pattern=r"^([ !#-~\t]|\\t|tab)$", description="one character, or tab")]
+    decimal: Literal[".", ","]
+    encoding: Text
     header: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(f"encoding={self.encoding}: no such encoding; utf8 and latin-1 are usual") from None
 
 
 class ParquetData(TableData, tag="parquet"):

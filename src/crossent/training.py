@@ -57,7 +57,7 @@ def train(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path) ->
         runs.claim(directory, plain)
     try:
         run = _prepare(chosen, plain, directory, checkpoint, None if new else start)
-    except UserError:
+    except BaseException:  # Ctrl-C while rows are read, too: there is nothing to go on with
         if new:
             runs.discard(directory)
         raise

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shlex
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -34,19 +35,20 @@ def changed(old: str, new: str) -> str:
     return GOOD.replace(old, new, 1)
 
 
-def parquet(**columns: list[object]) -> Path:
+def parquet(**columns: object) -> Path:
     pyarrow.parquet.write_table(pa.table(columns), "rows.parquet")
     return Path("rows.parquet")
 
 
-def arrays(features: object, targets: object) -> list[Path]:
-    np.save("X.npy", np.asarray(features))
-    np.save("y.npy", np.asarray(targets))
-    return [Path("X.npy"), Path("y.npy")]
+def arrays(features: object, targets: object, weights: object = None) -> list[Path]:
+    made = {"X.npy": features, "y.npy": targets} | ({} if weights is None else {"w.npy": weights})
+    for name, values in made.items():
+        np.save(name, np.asarray(values))
+    return [Path(name) for name in made]
 
 
 def archive(name: str = "rows.npz", **members: object) -> Path:
-    np.savez(name, allow_pickle=True, **{key: np.asarray(each) for key, each in members.items()})
+    np.savez_compressed(name, allow_pickle=True, **{key: np.asarray(each) for key, each in members.items()})
     return Path(name)
 
 
@@ -61,6 +63,23 @@ def disguised(path: str) -> object:
 
 def objects() -> object:
     return np.array([[Trap()]] * 20)
+
+
+def flipped(path: str) -> object:
+    whole = bytearray(Path(path).read_bytes())
+    whole[len(whole) // 3] ^= 255
+    return Path(path).write_bytes(whole)
+
+
+def promised(path: str) -> object:
+    whole = Path(path).read_bytes()
+    assert b"(20, 2), }" in whole
+    return Path(path).write_bytes(whole.replace(b"(20, 2), }            ", b"(20000000000000, 2), }"))
+
+
+def archive_of_texts() -> None:
+    with zipfile.ZipFile("rows.npz", "w") as written:
+        written.writestr("X.txt", "1 2 3")
 
 
 def archive_without_numpy() -> None:
@@ -151,12 +170,12 @@ CASES: dict[str, tuple[Callable[[], object], str, list[str]]] = {
     "not UTF-8": (
         lambda: Path("rows.csv").write_bytes("a,y\nä,0\nb,1\n".encode("latin-1")),
         CSV,
-        ["rows.csv: column 'a': holds values of the type binary"],
+        ["rows.csv: column 'a': is not in UTF-8", "data.encoding"],
     ),
     "negative weight": (
         lambda: csv("a,w,y\n" + "".join(f"{row},{row - 1},{row % 2}\n" for row in range(40))),
         f"{CSV} data.weight=w",
-        ["rows.csv: row 0: weight -1", "a number >= 0"],
+        ["rows.csv: line 2, column 'w': weight -1", "a number >= 0"],
     ),
     "val file without a column": (
         lambda: (csv(GOOD), csv("a,species\n1,x\n", "val.csv")),
@@ -285,10 +304,82 @@ CASES: dict[str, tuple[Callable[[], object], str, list[str]]] = {
         f"{NPZ} data.val_path=val.npz",
         ["val.npz: row 1: class '2' is not among the training rows"],
     ),
-    "all rows a step from disk": (
-        lambda: arrays(X, Y),
-        f"{NPY} data.in_memory=false",
-        ["data.batch_size=full", "data.in_memory", "data.batch_size=1024"],
+    "text weights": (
+        lambda: csv("a,w,y\n1,u,0\n2,v,1\n"),
+        f"{CSV} data.weight=w",
+        ["rows.csv: column 'w': holds the type string; weights are numbers"],
+    ),
+    "a name in another encoding": (
+        lambda: Path("rows.csv").write_bytes("größe,y\n1,0\n2,1\n".encode("latin-1")),
+        CSV,
+        ["rows.csv: cannot be read as a CSV file", "another encoding", "data.encoding"],
+    ),
+    "no such encoding": (lambda: csv(GOOD), f"{CSV} data.encoding=utf9", ["data.encoding=utf9: no such encoding"]),
+    "another delimiter": (
+        lambda: csv(GOOD.replace(",", ";")),
+        CSV,
+        ["rows.csv: no column is left", "is data.delimiter ';'?"],
+    ),
+    "decimal commas": (
+        lambda: csv("a;y\n" + "".join(f"{row},5;{row % 2}\n" for row in range(50))),
+        f"{CSV} 'data.delimiter=\";\"'",
+        ["rows.csv: column 'a': numbers with decimal commas", "data.decimal"],
+    ),
+    "an ignored class": (
+        lambda: csv(GOOD),
+        f"{CSV} loss.ignore_index=1",
+        ["loss.ignore_index=1: the 3 classes of a file are numbered from 0", "negative"],
+    ),
+    "a feature twice": (lambda: csv(GOOD), f"{CSV} data.features=[a,a]", ["data.features: 'a' is among them already"]),
+    "texts of nothing": (
+        lambda: parquet(a=pa.array([None] * 4, pa.string()), y=[0, 1, 0, 1]),
+        f"{PARQUET} data.missing=mean",
+        ["rows.parquet: column 'a': has no value at all"],
+    ),
+    "labels too large": (
+        lambda: arrays(X, np.array([2**63, 1] * 10, np.uint64)),
+        NPY,
+        ["y.npy: row 0: 9223372036854775808 is no class", "below 2^63"],
+    ),
+    "val file of names alone": (
+        lambda: (csv(GOOD), csv("a,b,species\n", "val.csv")),
+        f"{CSV} data.val_path=val.csv",
+        ["val.csv: no rows"],
+    ),
+    "val file with two columns of one name": (
+        lambda: (csv(GOOD), csv("a,b,b,species\n1,2,3,x\n", "val.csv")),
+        f"{CSV} data.val_path=val.csv",
+        ["val.csv: two columns are named 'b'"],
+    ),
+    "val rows that do not count": (
+        lambda: (csv("a,w,y\n1,1,0\n2,1,1\n"), csv("a,w,y\n1,0,0\n2,0,1\n", "val.csv")),
+        f"{CSV} data.weight=w data.target=y data.val_path=val.csv",
+        ["no val row counts"],
+    ),
+    "val array with NaN": (
+        lambda: (archive(X=X, y=Y), archive("val.npz", X=np.where(X == 7, np.nan, X), y=Y)),
+        f"{NPZ} data.val_path=val.npz",
+        ["val.npz: row 3, column 'x1': nan"],
+    ),
+    "negative weights in an array": (
+        lambda: arrays(X, Y, Y - 1.0),
+        f"{NPY} data.weight=w.npy",
+        ["w.npy: row 0: weight -1"],
+    ),
+    "corrupt archive": (
+        lambda: (archive(X=np.random.default_rng(0).random((99, 9)), y=np.arange(99) % 2), flipped("rows.npz")),
+        NPZ,
+        ["rows.npz: cannot be read as NumPy's npz file"],
+    ),
+    "archive of other things": (
+        lambda: archive_of_texts(),
+        NPZ,
+        ["rows.npz: no array 'features'", "one of: none"],
+    ),
+    "a header that promises too much": (
+        lambda: (arrays(X, Y), promised("X.npy")),
+        NPY,
+        ["X.npy: cannot be read as NumPy's npy file"],
     ),
     "more fractions than rows": (
         lambda: csv(GOOD),
@@ -313,7 +404,7 @@ def test_a_bad_file_is_answered_in_one_line_and_leaves_nothing_behind(
     write()
     before = sorted(workplace.rglob("*"))
 
-    run = train(*typed.split())
+    run = train(*shlex.split(typed))
 
     assert run.code == 2, run.out
     assert run.err.startswith("error: ")
@@ -323,6 +414,16 @@ def test_a_bad_file_is_answered_in_one_line_and_leaves_nothing_behind(
         position = run.err.find(part, position)
         assert position >= 0, f"{part!r} is not in {run.err!r}, or not in its place"
     assert sorted(workplace.rglob("*")) == before
+
+
+def test_all_rows_a_step_are_refused_where_they_do_not_fit(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossent.data.module.IN_MEMORY_BYTES", 100)
+    arrays(X, Y)
+
+    run = train(*NPY.split(), "data.in_memory=false")
+
+    assert run.code == 2
+    assert "data.batch_size=full: so many rows with 2 features do not stay in memory" in run.err
 
 
 def test_a_full_disk_of_temporary_files_is_named(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

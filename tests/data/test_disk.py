@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from crossent.data import BatchLoader, Standardization, Table, TrainLoader, loader
 from crossent.data.shuffle import Shuffle
 from crossent.data.storage import Mapped, allocate
+from crossent.data.survey import survey
 
 CPU = torch.device("cpu")
 
@@ -117,6 +119,14 @@ class TestShuffle:
             drawn = torch.cat([order.indices(epoch, each, CPU) for each in range(windows)])
             assert torch.equal(drawn.sort().values, torch.arange(rows))
 
+    @pytest.mark.parametrize("window", [None, 100])
+    def test_seeds_and_epochs_have_orders_of_their_own(self, window: int | None) -> None:
+        shuffles = [Shuffle(1000, window, seed) for seed in (0, 1, 2, 3, 4, 2**31, 2**32 - 1)]
+
+        orders = {tuple(each.indices(epoch, 0, CPU).tolist()) for each in shuffles for epoch in (0, 1)}
+
+        assert len(orders) == 14
+
     def test_a_window_has_rows_from_all_over_the_file(self) -> None:
         rows, window = 100_000, 2000
         order = Shuffle(rows, window, seed=0)
@@ -139,6 +149,32 @@ class TestShuffle:
         assert len(companions(0) & companions(1)) < 50
 
 
+@pytest.mark.parametrize("shape", [(40, 3), (10_000, 200)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_checksum_changes_with_any_value_and_with_the_order(shape: tuple[int, int], kind: torch.dtype) -> None:
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(kind)
+    rows = Table(features, torch.arange(shape[0]) % 2, ("a", "b"), tuple(f"x{each}" for each in range(shape[1])))
+    other, swapped, relabelled = features.clone(), features.clone(), rows.targets.clone()
+    other[7, 1] += 1
+    swapped[[3, 4]] = swapped[[4, 3]]
+    relabelled[0] = 1
+
+    def checksum(table: Table) -> int:
+        return survey(table, torch.arange(len(table)), standardize=False, fills=False).checksum
+
+    found = {
+        checksum(rows),
+        checksum(replace(rows, features=other)),
+        checksum(replace(rows, features=swapped)),
+        checksum(replace(rows, targets=relabelled)),
+        checksum(replace(rows, weights=torch.ones(len(rows)))),
+    }
+
+    assert len(found) == 5
+    assert checksum(replace(rows, features=features.clone())) == checksum(rows)
+    assert all(0 <= each < 2**63 for each in found)
+
+
 class TestStandardization:
     def test_streamed_moments_are_those_of_all_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         features = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 1e4, -5.0])
@@ -146,12 +182,10 @@ class TestStandardization:
         whole = Standardization.of(features)
 
         monkeypatch.setattr("crossent.data.storage._SLICE_BYTES", 100)
-        from crossent.data.survey import survey
-
         held = allocate(1000, 3, in_memory=False)
         held[:] = features.numpy()
         mapped = Table(Mapped(held), torch.arange(1000) % 2, ("a", "b"), ("x", "y", "z"))
-        streamed = survey(mapped, torch.arange(1000), standardize=True, fills=False)
+        streamed = survey(mapped, torch.arange(1000), standardize=True, fills=False).standardization
 
         torch.testing.assert_close(streamed.mean, whole.mean, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(streamed.scale, whole.scale, rtol=1e-12, atol=1e-12)

@@ -98,6 +98,39 @@ class TestTables:
         assert features(table) == [[1, 1.5, 1, 0, 1], [3, 3.5, 1, 0, 1]]
         assert table.targets.tolist() == [0, 0]
 
+    def test_large_labels_are_told_apart_beside_a_missing_one(self) -> None:
+        table = csv("a,y\n1,9007199254740993\n2,9007199254740992\n3,\n4,-0\n", missing="drop")
+
+        assert table.classes == ("0", "9007199254740992", "9007199254740993")
+        assert table.targets.tolist() == [2, 1, 0]
+
+    def test_booleans_are_booleans_in_every_file(self) -> None:
+        Path("train.csv").write_text("a,y\n1,true\n2,false\n")
+        Path("val.csv").write_text("a,y\n1,False\n2,True\n")
+
+        table = Files(CsvFile(Path("train.csv")), CsvFile(Path("val.csv"))).load()
+
+        assert (table.classes, table.targets.tolist()) == (("false", "true"), [1, 0, 0, 1])
+
+    def test_a_class_that_has_lost_its_rows_is_gone(self) -> None:
+        table = csv("a,y\n1,a\n,b\n2,c\n3,-\n", missing="drop")
+
+        assert (table.classes, table.targets.tolist()) == (("-", "a", "c"), [1, 2, 0])
+
+    def test_csv_of_other_countries(self) -> None:
+        Path("rows.csv").write_bytes("größe;art\n1,5;ä\n2,5;ö\n".encode("latin-1"))
+
+        table = Files(CsvFile(Path("rows.csv"), delimiter=";", decimal=",", encoding="latin-1")).load()
+
+        assert (table.columns, features(table), table.classes) == (("größe",), [[1.5], [2.5]], ("ä", "ö"))
+
+    def test_long_rows(self) -> None:
+        fraction = ".12345678901234567890"  # 1.6 MB a row: more than Arrow takes at once
+        wide = ",".join(f"{column}{fraction}" for column in range(50_000))
+        table = csv(wide.replace(fraction, "x") + ",y\n" + wide + ",0\n" + wide + ",1\n")
+
+        assert table.features.shape == (2, 50_000)
+
     def test_missing_rows_can_be_dropped(self) -> None:
         table = csv("a,b,y\n1,x,0\n,x,1\n3,,0\n4,z,\n5,z,1\n", missing="drop")
 
@@ -152,9 +185,25 @@ class TestTables:
         monkeypatch.setattr("crossent.data.csv.FILE_BYTES", 100)
         monkeypatch.setattr("crossent.data.csv._BLOCK_BYTES", 64)
 
-        table = csv("a,y\n" + "".join(f"{row},{row % 2}\n" for row in range(50)) + "0.5,1\n")
+        rows = "".join(f"{row},,{row % 2}\n" for row in range(50))
+        table = csv("a,b,y\n" + rows + "0.5,2,1\n1,3,x\n", missing="drop")
 
-        assert features(table)[-1] == [0.5]
+        assert features(table) == [[0.5, 2], [1, 3]]
+        assert table.classes == ("1", "x")
+
+    def test_parts_of_a_large_parquet_file_have_dictionaries_of_their_own(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("crossent.data.parquet.FILE_BYTES", 100)
+        parts = [pa.table({"a": pa.array([text] * 3).dictionary_encode(), "y": [0, 1, 0]}) for text in ("u", "v")]
+        with pyarrow.parquet.ParquetWriter("rows.parquet", parts[0].schema) as writer:
+            for part in parts:
+                writer.write_table(part)
+
+        table = Files(ParquetFile(Path("rows.parquet"))).load()
+
+        assert table.columns == ("a=u", "a=v")
+        assert features(table) == [[1, 0]] * 3 + [[0, 1]] * 3
 
 
 class TestArrays:
@@ -279,7 +328,7 @@ class TestRuns:
         again = train("resume=latest", "trainer.max_steps=5")
 
         assert again.code == 2
-        assert "the data is no longer what the run began with: other mean" in again.err
+        assert "the data is no longer what the run began with: other" in again.err
         assert again.err.count("\n") == 1
 
     def test_the_header_names_file_and_target(self, train: Train) -> None:
@@ -316,6 +365,38 @@ class TestRuns:
         # The next cost of the run is that of these weights.
         further = train("resume=latest", "trainer.max_steps=21").curves["train/cost"][20]
         assert torch.nn.functional.cross_entropy(raw, table.targets).item() == pytest.approx(further, rel=1e-5)
+
+    def test_accuracy_goes_by_the_weights(self, train: Train) -> None:
+        Path("train.csv").write_text("a,w,y\n" + "-1,1,0\n1,1,1\n" * 10)
+        Path("val.csv").write_text("a,w,y\n1,3,1\n1,1,0\n1,0,0\n1,0,0\n")
+        files = ("data.path=train.csv", "data.val_path=val.csv", "data.weight=w", "data.target=y")
+
+        run = train("data=csv", *files, "trainer.max_steps=200")
+
+        assert run.metrics["val/accuracy"] == 0.75
+
+    def test_the_val_cost_is_that_of_all_rows_however_many_batches(
+        self, train: Train, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Path("rows.csv").write_text(self.rows)
+        parts = ("data.val_fraction=0.3", "data.test_fraction=0.1")
+        typed = ("data=csv", "data.path=rows.csv", *parts, "trainer.max_steps=9")
+        one = train(*typed)
+        monkeypatch.setattr("crossent.data.module._EVALUATION_NUMBERS", 3 * 7)  # batches of seven, and one of one row
+
+        many = train(*typed)
+
+        for tag in ("val/cost", "val/accuracy", "test/cost", "test/accuracy"):
+            assert many.metrics[tag] == pytest.approx(one.metrics[tag], rel=1e-6), tag
+
+    def test_columns_that_spoil_a_fit_are_named(self, train: Train) -> None:
+        rows = "".join(f"{row % 5},2024,{1_700_000_000 + row}.5,{row % 2}\n" for row in range(40))
+        Path("rows.csv").write_text("a,year,time,y\n" + rows)
+
+        run = train("data=csv", "data.path=rows.csv", "trainer.max_steps=1")
+
+        assert "column 'year' (and 1 more), 2024, is the same in all training rows" in run.out
+        assert "column 'a'" not in run.out
 
     def test_as_many_classes_as_rows_are_wondered_at(self, train: Train) -> None:
         Path("rows.csv").write_text("a,b\n" + "".join(f"{row},{row}\n" for row in range(30)))

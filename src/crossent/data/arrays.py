@@ -1,8 +1,10 @@
 """NumPy's files: a pair of .npy, or one .npz. Nothing in them is ever unpickled."""
 
+import logging
+import lzma
 import shutil
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +15,24 @@ from numpy.lib import format as npy
 
 from crossent.checking import did_you_mean
 from crossent.data.classes import find_classes
-from crossent.data.storage import IN_MEMORY_BYTES, InMemory, Mapped, Numbers, allocate, slices, stays_in_memory
-from crossent.data.table import Table
+from crossent.data.storage import (
+    IN_MEMORY_BYTES,
+    InMemory,
+    Mapped,
+    Numbers,
+    allocate,
+    slices,
+    stays_in_memory,
+    temporary_file,
+)
+from crossent.data.table import LARGEST_WEIGHT, Table
 from crossent.errors import UserError
 
+log = logging.getLogger(__name__)
+
+_ROWS = 65_536  # that are looked at at a time
+# What NumPy raises of files that it cannot read, and of headers that promise what cannot be.
+_NO_NUMPY = (ValueError, EOFError, OSError, MemoryError, OverflowError)
 _NAMES = {"features": ("features", "X", "x"), "target": ("targets", "target", "y"), "weight": ("weights", "weight")}
 
 
@@ -90,18 +106,17 @@ class Arrays:
                 raise UserError(
                     f"{each.files.path}: {each.features.shape[1]} columns, but {columns} in {train.files.path}"
                 )
+        for each in present:
+            _warn_of_rounding(str(each.files.path), each.features)
         rows = sum(len(each.features) for each in present)
-        classes, targets = _encode_targets(present, self._ignored)
+        classes, targets = _encode_targets(present, self._ignored, drops=self._missing == "drop")
         features: torch.Tensor | Mapped
-        if stays_in_memory(self._in_memory, rows, columns):
-            features = torch.from_numpy(_in_memory([each.features for each in present]))
-        elif len(present) == 1:
-            features = Mapped(train.features)
+        in_memory = stays_in_memory(self._in_memory, rows, columns)
+        if in_memory or len(present) > 1:
+            together = _together([each.features for each in present], in_memory=in_memory)
+            features = torch.from_numpy(together) if in_memory else Mapped(together)
         else:
-            raise UserError(
-                f"data.path={train.files.path}: {rows * columns * 4 / 1e9:.1f} GB of features in several files do not "
-                "stay in memory; put all rows into one file and split it with data.val_fraction"
-            )
+            features = Mapped(train.features)
         weights = None
         if train.weights is not None:
             weighted = [np.ones(len(each.features)) if each.weights is None else each.weights for each in present]
@@ -112,24 +127,45 @@ class Arrays:
             classes,
             tuple(f"x{column}" for column in range(columns)),
             weights,
-            origin=str(train.files.path),
+            origins=tuple((str(each.files.path), len(each.features)) for each in present),
         )
         counts = [0 if each is None else len(each.features) for each in opened]
         if self._missing == "drop":
             whole = torch.cat([~torch.isnan(table.features[part]).any(dim=1) for part in slices(table.features)])
+            whole &= torch.from_numpy(np.concatenate([~_missing(each.targets) for each in present]))
             counts = [int(part.sum()) for part in whole.split(counts)]
-            table = table.take(whole.nonzero().squeeze(1))
+            table = table.take(whole.nonzero().squeeze(1)).without_empty_classes()
         return replace(table, parts=None if len(present) == 1 else (counts[0], counts[1], counts[2]))
 
 
-def _in_memory(parts: list[Numbers]) -> Numbers:
+def _together(parts: list[Numbers], *, in_memory: bool) -> Numbers:
     """All rows, float32, in one array; never two copies at a time."""
-    found = allocate(sum(len(part) for part in parts), parts[0].shape[1], in_memory=True)
+    found = allocate(sum(len(part) for part in parts), parts[0].shape[1], in_memory=in_memory)
     begin = 0
     for part in parts:
-        found[begin : begin + len(part)] = part
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such
+            found[begin : begin + len(part)] = part
         begin += len(part)
     return found
+
+
+def _warn_of_rounding(path: str, features: Numbers) -> None:
+    """Names a whole number that float32 does not hold."""
+    if features.dtype.kind not in "iu" or features.dtype.itemsize < 4:
+        return
+    for start in range(0, len(features), _ROWS):
+        exact = features[start : start + _ROWS]
+        rounded = exact.astype(np.float32).astype(np.float64) != exact
+        if rounded.any():
+            row, column = (int(place[0]) for place in rounded.nonzero())
+            log.warning(
+                "%s: row %d, column 'x%d': %d has more digits than float32 holds, so it is rounded; so may be others",
+                path,
+                start + row,
+                column,
+                exact[row, column],
+            )
+            return
 
 
 def _open(files: ArrayFiles) -> _Opened:
@@ -163,8 +199,16 @@ def _open(files: ArrayFiles) -> _Opened:
             raise UserError(
                 f"{labels[key]}: {key}s have the shape {array.shape}, but {labels['features']} has {len(features)} rows"
             )
-    if weights is not None and weights.dtype.kind not in "fiub":
-        raise UserError(f"{labels['weight']}: weights are of the type {weights.dtype}; expected numbers")
+    if weights is not None:
+        if weights.dtype.kind not in "fiub":
+            raise UserError(f"{labels['weight']}: weights are of the type {weights.dtype}; expected numbers")
+        unfit = ~((weights >= 0) & (weights <= LARGEST_WEIGHT))
+        if unfit.any():
+            row = int(unfit.argmax())
+            raise UserError(
+                f"{labels['weight']}: row {row}: weight {weights.flat[row]:g}, expected a number >= 0 and <= "
+                f"{LARGEST_WEIGHT:g}"
+            )
     return _Opened(files, features, targets.reshape(-1), None if weights is None else weights.reshape(-1))
 
 
@@ -173,7 +217,7 @@ def _mapped(path: Path) -> Numbers:
     try:
         # Takes no pickle, whatever it calls itself, and wants as many bytes as the header promises.
         array: Numbers = npy.open_memmap(path, mode="r")
-    except (ValueError, EOFError, OSError) as error:
+    except _NO_NUMPY as error:
         raise _unreadable(path, error) from error
     return array
 
@@ -182,7 +226,7 @@ def _from_archive(path: Path, names: dict[str, str | None]) -> dict[str, Numbers
     """The arrays of a .npz file, by what they are; those that were not named and are not there are left out."""
     try:
         with zipfile.ZipFile(path) as archive:
-            there = [name.removesuffix(".npy") for name in archive.namelist()]
+            there = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             found = {}
             for key, name in names.items():
                 known = _NAMES[key] if name is None else (name,)
@@ -196,7 +240,7 @@ def _from_archive(path: Path, names: dict[str, str | None]) -> dict[str, Numbers
                         f"{path}: no array {wanted}{near}; data.{key} can name one of: {', '.join(there) or 'none'}"
                     )
             return found
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, *_NO_NUMPY) as error:
         raise _unreadable(path, error) from error
 
 
@@ -207,10 +251,14 @@ def _member(archive: zipfile.ZipFile, name: str) -> Numbers:
         if archive.getinfo(member).file_size <= IN_MEMORY_BYTES:
             array: Numbers = npy.read_array(stream, allow_pickle=False)
             return array
-        with tempfile.NamedTemporaryFile(prefix="crossent-", suffix=".npy") as file:
+        with temporary_file() as file:
             shutil.copyfileobj(stream, file, 2**20)
-            file.flush()
-            return _mapped(Path(file.name))
+            file.seek(0)
+            read_header = {(1, 0): npy.read_array_header_1_0}.get(npy.read_magic(file), npy.read_array_header_2_0)
+            shape, fortran, kind = read_header(file)
+            if kind.hasobject:
+                raise ValueError("Object arrays cannot be mapped")
+            return np.memmap(file, kind, "r", file.tell(), shape, "F" if fortran else "C")
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
@@ -222,7 +270,12 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: cannot be read as NumPy's {path.suffix.lstrip('.') or 'npy'} file: {reason}")
 
 
-def _encode_targets(parts: Sequence[_Opened], ignored: int) -> tuple[tuple[str, ...], Numbers]:
+def _missing(targets: Numbers) -> Numbers:
+    """Which labels are NaN, (rows,)."""
+    return np.isnan(targets) if targets.dtype.kind == "f" else np.zeros(len(targets), np.bool_)
+
+
+def _encode_targets(parts: Sequence[_Opened], ignored: int, *, drops: bool) -> tuple[tuple[str, ...], Numbers]:
     """The names of the classes of the first part, and the targets of all."""
     first = parts[0]
     texts = first.targets.dtype.kind in "US"
@@ -230,13 +283,14 @@ def _encode_targets(parts: Sequence[_Opened], ignored: int) -> tuple[tuple[str, 
         raise UserError(
             f"{_targets_of(first)}: classes are of the type {first.targets.dtype}; expected texts or whole numbers"
         )
-    labels = [_labels(part, texts=texts, ignored=ignored) for part in parts]
-    known = np.unique(labels[0])
+    labels = [_labels(part, texts=texts, drops=drops) for part in parts]
+    known = np.unique(labels[0][~_missing(first.targets)])
     if not texts:
         known = known[known != ignored]
     targets = []
     for part, found in zip(parts, labels, strict=True):
         codes, unknown = find_classes(known, found, None if texts else ignored)
+        unknown &= ~_missing(part.targets)
         if unknown.any():
             row = int(unknown.argmax())
             raise UserError(f"{_targets_of(part)}: row {row}: class '{found[row]}' is not among the training rows")
@@ -245,8 +299,8 @@ def _encode_targets(parts: Sequence[_Opened], ignored: int) -> tuple[tuple[str, 
     return names, np.concatenate(targets)
 
 
-def _labels(part: _Opened, *, texts: bool, ignored: int) -> Numbers:
-    """Texts as they are, numbers as whole ones."""
+def _labels(part: _Opened, *, texts: bool, drops: bool) -> Numbers:
+    """Texts as they are, numbers as whole ones, and 0 where a row is to be dropped."""
     found = part.targets
     if texts != (found.dtype.kind in "US"):
         raise UserError(
@@ -254,14 +308,18 @@ def _labels(part: _Opened, *, texts: bool, ignored: int) -> Numbers:
         )
     if texts:
         return np.asarray(found)
+    gaps = _missing(found)
+    broken = ~(np.abs(found) < 2.0**63) if found.dtype.kind in "fu" else np.zeros(len(found), np.bool_)
     if found.dtype.kind == "f":
-        broken = ~(np.abs(found) < 2**63) | (found != np.floor(found))
-        if broken.any():
-            row = int(broken.argmax())
-            raise UserError(
-                f"{_targets_of(part)}: row {row}: {found[row]:g} is no class; classes are texts or whole numbers"
-            )
-    return np.asarray(found).astype(np.int64)
+        broken |= found != np.floor(found)
+    if drops:
+        broken &= ~gaps
+    if broken.any():
+        row = int(broken.argmax())
+        raise UserError(
+            f"{_targets_of(part)}: row {row}: {found[row]} is no class; classes are texts or whole numbers below 2^63"
+        )
+    return np.where(gaps, 0, found).astype(np.int64)
 
 
 def _targets_of(part: _Opened) -> str:

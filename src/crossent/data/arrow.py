@@ -1,13 +1,14 @@
 """What the files that Arrow reads have in common."""
 
 import contextlib
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
+from crossent.data.storage import temporary_file
 from crossent.errors import UserError
 
 #: Files of more bytes than this go through memory piece by piece.
@@ -37,7 +38,10 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except UnicodeError as error:
+        hint = "save it as UTF-8, or set data.encoding (latin-1, utf-16, …)"
+        raise UserError(f"{path}: cannot be read as a {what}: its text is in another encoding; {hint}") from error
+    except (pa.ArrowException, OSError, LookupError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         first = " ".join(reason.split()).split(". ")[0]
         raise UserError(f"{path}: cannot be read as a {what}: {first}") from error
@@ -49,18 +53,16 @@ def on_disk(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
     Raises:
         UserError: the disk of temporary files is full.
     """
-    with tempfile.NamedTemporaryFile(prefix="crossent-", suffix=".arrow") as file:
-        try:
-            with pa.ipc.new_file(file, schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-            file.flush()
-        except OSError as error:
-            raise UserError(
-                f"data: the rows do not go into {tempfile.gettempdir()}: {error.strerror or error}; set TMPDIR to a "
-                "folder with more room"
-            ) from error
-        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()  # outlives the name of the file
+    # Parts of a file may have other dictionaries, of which Arrow's format takes one.
+    types = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in schema.types]
+    decoded = pa.schema(list(zip(schema.names, types, strict=True)))
+    with temporary_file() as file:
+        with pa.ipc.new_file(file, decoded) as writer:
+            for batch in batches:
+                writer.write_batch(batch.cast(decoded))
+        file.flush()
+        mapped = np.memmap(file, np.uint8, "r")
+    return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -75,16 +75,23 @@ def _files(chosen: config.CsvData | config.ParquetData, ignored: int) -> Source:
 
     def file(path: str) -> "TableFile":
         if isinstance(chosen, config.CsvData):
-            return CsvFile(Path(path), delimiter=chosen.delimiter, header=chosen.header)
+            delimiter = "\t" if chosen.delimiter in ("tab", r"\t") else chosen.delimiter
+            return CsvFile(
+                Path(path),
+                delimiter=delimiter,
+                decimal=chosen.decimal,
+                encoding=chosen.encoding,
+                header=chosen.header,
+            )
         return ParquetFile(Path(path))
 
     return Files(
         file(chosen.path),
         None if chosen.val_path is None else file(chosen.val_path),
         None if chosen.test_path is None else file(chosen.test_path),
-        target=chosen.target,
-        features=chosen.features,
-        weight=chosen.weight,
+        target=None if chosen.target is None else str(chosen.target),
+        features=None if chosen.features is None else [str(name) for name in chosen.features],
+        weight=None if chosen.weight is None else str(chosen.weight),
         missing=chosen.missing,
         max_categories=chosen.max_categories,
         in_memory=chosen.in_memory,
@@ -95,7 +102,8 @@ def _files(chosen: config.CsvData | config.ParquetData, ignored: int) -> Source:
 def _arrays(chosen: config.ArraysData, ignored: int) -> Source:
     def files(path: str, target: str | None) -> ArrayFiles:
         own = path == chosen.path or path.endswith(".npz")  # a .npy of weights has those of the training rows alone
-        return ArrayFiles(Path(path), target or chosen.target, chosen.features, chosen.weight if own else None)
+        names = [target or chosen.target, chosen.features, chosen.weight if own else None]
+        return ArrayFiles(Path(path), *(None if name is None else str(name) for name in names))
 
     return Arrays(
         files(chosen.path, None),

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +15,16 @@ from crossent.errors import UserError
 
 # Of a large file, from which the types of its columns are found out, and which is in memory at a time.
 _BLOCK_BYTES = 16 * 2**20
+# What a row may take at most, when all else has failed.
+_PATIENT_BYTES = 256 * 2**20
+# How many times its own size a compressed file may have in it.
+_COMPRESSED = 5
+# Arrow's own marks of a missing value, and two more that are usual.
+_MISSING = [*arrow_csv.ConvertOptions().null_values, "None", "?"]
+
+
+# As what a column of a large file is read further on, where a value does not fit what the first of them were.
+_WIDER = {"null": pa.float64(), "int64": pa.float64()}
 
 
 class CsvFile:
@@ -22,12 +33,24 @@ class CsvFile:
     Args:
         path: of the file; compressed where its name says so (.gz, .bz2, .zst).
         delimiter: between columns, one character.
+        decimal: between a number and its fraction, one character.
+        encoding: of the text, as Python names it.
         header: whether the first line has the names; otherwise they are f0, f1, …
     """
 
-    def __init__(self, path: Path, *, delimiter: str = ",", header: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        delimiter: str = ",",
+        decimal: str = ".",
+        encoding: str = "utf8",
+        header: bool = True,
+    ) -> None:
         self.path = path
         self._delimiter = delimiter
+        self._decimal = decimal
+        self._encoding = encoding
         self._header = header
 
     def read(self, types: Mapping[str, pa.DataType]) -> pa.Table:
@@ -41,47 +64,58 @@ class CsvFile:
         """
         with reading(self.path, "CSV file"):
             try:
-                table = self._read(types, newlines=False)
+                table = self._read(types, patient=False)
             except pa.ArrowInvalid:
-                try:  # many times slower, but a quoted text may go over several lines
-                    table = self._read(types, newlines=True)
+                try:
+                    table = self._read(types, patient=True)
                 except pa.ArrowInvalid as error:
                     raise self._explained(error) from error
-        if self._header and table.column_names and all(_is_number(name) for name in table.column_names):
-            names = ", ".join(table.column_names[:3])
+            names = table.column_names
+        if self._header and names and all(_is_number(name) for name in names):
+            shown = ", ".join(names[:3])
             raise UserError(
-                f"{self.path}: line 1: numbers where the columns' names should be ({names}, …); if that is a row, set "
+                f"{self.path}: line 1: numbers where the columns' names should be ({shown}, …); if that is a row, set "
                 "data.header=false"
             )
         return table
 
-    def _read(self, types: Mapping[str, pa.DataType], *, newlines: bool) -> pa.Table:
-        convert = arrow_csv.ConvertOptions(column_types=dict(types), strings_can_be_null=True)
-        read = arrow_csv.ReadOptions(autogenerate_column_names=not self._header)
-        parse = arrow_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=newlines)
-        if self.path.stat().st_size <= FILE_BYTES:
+    def _read(self, types: Mapping[str, pa.DataType], *, patient: bool) -> pa.Table:
+        """Reads the file; patiently, many times slower, a quoted text may go over several lines and a row be long."""
+        convert = arrow_csv.ConvertOptions(
+            column_types=dict(types), strings_can_be_null=True, decimal_point=self._decimal, null_values=_MISSING
+        )
+        read = arrow_csv.ReadOptions(autogenerate_column_names=not self._header, encoding=self._encoding)
+        parse = arrow_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=patient)
+        if patient:
+            read.block_size = _PATIENT_BYTES
+        if self.path.stat().st_size * (1 if self.path.suffix == ".csv" else _COMPRESSED) <= FILE_BYTES:
             return arrow_csv.read_csv(self.path, read, parse, convert)
-        read.block_size = _BLOCK_BYTES
-        with arrow_csv.open_csv(self.path, read, parse, convert) as blocks:
-            schema = blocks.schema
-        # A column that begins with whole numbers may have others further on.
-        integers = {field.name: pa.float64() for field in schema if pa.types.is_integer(field.type)}
-        convert.column_types = {**integers, **types}
-        with arrow_csv.open_csv(self.path, read, parse, convert) as blocks:
-            return on_disk(blocks.schema, blocks)
+        if not patient:
+            read.block_size = _BLOCK_BYTES
+        while True:
+            with arrow_csv.open_csv(self.path, read, parse, convert) as blocks:
+                schema = blocks.schema
+                try:
+                    return on_disk(schema, blocks)
+                except pa.ArrowInvalid as error:
+                    misfit = re.search(r"In CSV column #(\d+): .*conversion error", str(error))
+                    name = None if misfit is None else schema.names[int(misfit[1])]
+                    if name is None or name in types or schema.field(name).type == pa.string():
+                        raise
+                    wider = _WIDER.get(str(schema.field(name).type), pa.string())
+                    convert.column_types = {**convert.column_types, name: wider}
 
     def place(self, row: int) -> str:
         """Where a row, counted from 0, stands: its line."""
-        return f"{self.path}: line {self._line(row)}"
-
-    def _line(self, row: int) -> int:
         lines = (line for line, _ in self._records())
-        return next(itertools.islice(lines, row + self._header, None), 0)
+        return f"{self.path}: line {next(itertools.islice(lines, row + self._header, None), 0)}"
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """Every record that is not empty, with the line that it begins in, counted from 1."""
+        csv.field_size_limit(2**31 - 1)
+        encoding = "utf-8-sig" if self._encoding == "utf8" else self._encoding
         with pa.input_stream(self.path, compression="detect") as stream:
-            text = io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")
+            text = io.TextIOWrapper(stream, encoding=encoding, errors="replace", newline="")
             reader = csv.reader(text, delimiter=self._delimiter)
             begin = 1
             for record in reader:
@@ -99,9 +133,8 @@ class CsvFile:
             for line, record in self._records():
                 columns = columns or len(record)
                 if len(record) != columns:
-                    return UserError(
-                        f"{self.path}: line {line}: {len(record)} columns, but {columns} in the first line"
-                    )
+                    found = f"{len(record)} columns, but {columns} in the first line"
+                    return UserError(f"{self.path}: line {line}: {found}")
         return UserError(f"{self.path}: {' '.join(found.split())}")
 
 

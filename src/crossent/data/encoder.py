@@ -9,14 +9,19 @@ import pyarrow.compute as pc
 
 from crossent.data.arrow import TableFile, as_texts, is_number, is_text, listed
 from crossent.data.classes import find_classes
-from crossent.data.layout import Layout
+from crossent.data.layout import Layout, check_rows, check_weight
 from crossent.data.storage import Numbers
+from crossent.data.table import LARGEST_WEIGHT
 from crossent.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _ROWS = 65_536  # that are turned at a time
-_MISSING = "missing; data.missing=mean fills in the mean of the training rows, data.missing=drop leaves the row out"
+_MISSING = (
+    "missing (empty, NA, NaN, null, None and ? are); data.missing=mean fills in the mean of the training rows, "
+    "data.missing=drop leaves the row out"
+)
+_EXACT = 2**24  # up to which float32 holds all whole numbers
 
 
 @dataclass
@@ -55,7 +60,9 @@ class Encoder:
         self._missing = missing
         self._ignored = ignored
         self._classes = pa.array(layout.classes, pa.large_string())
-        self._whole_numbers = np.array([int(name) for name in layout.classes if layout.whole_numbers], np.int64)
+        self._whole_numbers = np.array(
+            [int(name) for name in layout.classes if layout.labels == "whole numbers"], np.int64
+        )
         self._categories = {
             column.name: pa.array(column.categories, pa.large_string())
             for column in layout.columns
@@ -69,25 +76,30 @@ class Encoder:
         Raises:
             UserError: the column.
         """
-        layout = self._layout
-        needed = [column.name for column in layout.columns] + [layout.target]
-        needed += [] if layout.weight is None else [layout.weight]
+        check_rows(table, file)
+        layout, names = self._layout, set(table.column_names)
+        needed = dict.fromkeys([column.name for column in layout.columns] + [layout.target])
+        if layout.weight is not None:
+            needed[layout.weight] = None
         for name in needed:
-            if name not in table.column_names:
+            if name not in names:
                 raise UserError(f"{file.path}: no column '{name}', which {first.path} has")
         for name in table.column_names if layout.all_columns else ():
             if name not in needed:
                 raise UserError(
                     f"{file.path}: column '{name}', which {first.path} does not have; data.features=[…] chooses columns"
                 )
-        for column in layout.columns:
-            kind = table.schema.field(column.name).type
-            numbers = column.categories is None
-            if not pa.types.is_null(kind) and numbers != is_number(kind):
-                raise UserError(
-                    f"{file.path}: column '{column.name}': holds {'numbers' if not numbers else f'the type {kind}'}, "
-                    f"but {'numbers' if numbers else 'texts'} in {first.path}"
-                )
+        if layout.weight is not None:
+            check_weight(table, file, layout.weight)
+        expected = {column.name: "numbers" if column.categories is None else "texts" for column in layout.columns}
+        for name, what in {**expected, layout.target: layout.labels}.items():
+            kind = table.schema.field(name).type
+            if pa.types.is_null(kind) and name != layout.target:
+                continue
+            fits = {"texts": is_text, "booleans": pa.types.is_boolean}.get(what, is_number)
+            # Texts among whole numbers get a line of their own, since they are no class.
+            if not fits(kind) and not (what == "whole numbers" and is_text(kind)):
+                raise UserError(f"{file.path}: column '{name}': holds the type {kind}, but {what} in {first.path}")
 
     def encode(self, table: pa.Table, file: TableFile, out: Encoded) -> None:
         """Fills in all rows of a file.
@@ -118,8 +130,16 @@ class Encoder:
                 place += width
             self._targets(rows[layout.target], out.targets[part], out.whole[part], file, start)
             if layout.weight is not None and out.weights is not None:
-                gaps = self._numbers(rows[layout.weight], layout.weight, out.weights[part], file, start)
+                weights = out.weights[part]
+                gaps = self._numbers(rows[layout.weight], layout.weight, weights, file, start)
                 self._note_gaps(gaps, layout.weight, out.whole[part], file, start, fillable=False)
+                unfit = ~((weights >= 0) & (weights <= LARGEST_WEIGHT)) & ~gaps
+                if unfit.any():
+                    row = int(unfit.argmax())
+                    raise UserError(
+                        f"{file.place(start + row)}, column '{layout.weight}': weight {weights[row]:g}, expected a "
+                        f"number >= 0 and <= {LARGEST_WEIGHT:g}"
+                    )
         if unseen:
             log.warning(
                 "%s: %d values of text columns were not among the training rows; all their features are 0",
@@ -141,7 +161,6 @@ class Encoder:
     def _numbers(self, values: pa.ChunkedArray, name: str, out: Numbers, file: TableFile, start: int) -> Numbers:
         """Writes numbers, (rows,), and returns which of them are missing."""
         kind = values.type
-        integers = pa.types.is_integer(kind)
         if pa.types.is_boolean(kind):
             values = values.cast(pa.uint8())
         elif pa.types.is_decimal(kind) or pa.types.is_null(kind):
@@ -156,8 +175,13 @@ class Encoder:
             found = f"{exact[row]:g}"
             limit = "" if np.isinf(exact[row]) else " that float32 can hold"
             raise UserError(f"{file.place(start + row)}, column '{name}': {found}, expected a finite number{limit}")
-        if integers and name not in self._rounded:
-            rounded = (out.astype(np.float64) != exact) & ~gaps
+        # By their values, since a column of whole numbers may have come as one of others.
+        if (
+            name not in self._rounded
+            and exact.dtype.kind in "iuf"
+            and np.abs(out).max(initial=0, where=~gaps) >= _EXACT
+        ):
+            rounded = (out.astype(np.float64) != exact) & (exact == np.floor(exact)) & ~gaps
             if rounded.any():
                 self._rounded.add(name)
                 row = int(rounded.argmax())
@@ -182,14 +206,17 @@ class Encoder:
 
     def _targets(self, values: pa.ChunkedArray, out: Numbers, whole: Numbers, file: TableFile, start: int) -> None:
         layout = self._layout
-        if layout.whole_numbers and not is_text(values.type):
-            numbers = values.to_numpy(zero_copy_only=False)
-            gaps: Numbers = np.isnan(numbers) if numbers.dtype.kind == "f" else np.zeros(len(numbers), np.bool_)
-            labels = np.where(gaps, 0, numbers).astype(np.int64)
+        gaps: Numbers = values.is_null(nan_is_null=True).to_numpy()
+        if layout.labels == "whole numbers" and not is_text(values.type):
+            if pa.types.is_integer(values.type):  # not by way of float64, which does not hold them all
+                numbers = values.fill_null(0).to_numpy()
+            else:
+                numbers = np.where(gaps, 0, values.cast(pa.float64()).to_numpy(zero_copy_only=False))
+            whole_numbers = np.abs(numbers) < 2**63
+            labels = np.where(whole_numbers, numbers, 0).astype(np.int64)
             codes, unknown = find_classes(self._whole_numbers, labels, self._ignored)
-            unknown = (unknown | (labels != numbers)) & ~gaps
+            unknown = (unknown | ~whole_numbers | (labels != numbers)) & ~gaps
         else:
-            gaps = values.is_null().to_numpy()
             codes = pc.index_in(as_texts(values), self._classes).fill_null(-1).to_numpy().astype(np.int64)
             unknown = (codes < 0) & ~gaps
         self._note_gaps(gaps, layout.target, whole, file, start, fillable=False)

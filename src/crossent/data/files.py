@@ -100,8 +100,8 @@ class Files:
             None if encoded.weights is None else torch.from_numpy(encoded.weights),
             read_from=layout.columns,
             target=layout.target,
-            origin=str(self._train.path),
+            origins=tuple((str(file.path), len(table)) for file, table in read),
         )
         if self._missing == "drop":
-            loaded = loaded.take(torch.from_numpy(encoded.whole).nonzero().squeeze(1))
+            loaded = loaded.take(torch.from_numpy(encoded.whole).nonzero().squeeze(1)).without_empty_classes()
         return replace(loaded, parts=None if self._further == (None, None) else (counts[self._train], val, test))

@@ -1,7 +1,10 @@
 """Decides which columns of a file become features, and what its classes are."""
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,8 +14,13 @@ from crossent.data.arrow import TableFile, as_texts, is_number, is_text, listed
 from crossent.data.table import Column
 from crossent.errors import UserError
 
+log = logging.getLogger(__name__)
+
 # A column with more different numbers than this and some texts is one of numbers with mistakes in it.
 _MANY_NUMBERS = 20
+_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+
+Labels = Literal["texts", "booleans", "whole numbers"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Layout:
         target: the name of the column with the classes.
         weight: the name of the column with the weights of the rows, if there is one.
         classes: the names of the classes, in their order.
-        whole_numbers: whether the classes are whole numbers and not texts.
+        labels: what the classes are.
         all_columns: whether these are all columns of the file, since none were chosen.
     """
 
@@ -32,7 +40,7 @@ class Layout:
     target: str
     weight: str | None
     classes: tuple[str, ...]
-    whole_numbers: bool
+    labels: Labels
     all_columns: bool
 
     @property
@@ -43,7 +51,8 @@ class Layout:
     def types(self) -> dict[str, pa.DataType]:
         """As what another file's columns are to be read, where a file does not say."""
         texts = [column.name for column in self.columns if column.categories is not None]
-        return dict.fromkeys(texts if self.whole_numbers else [*texts, self.target], pa.string())
+        labels = {"texts": pa.string(), "booleans": pa.bool_()}.get(self.labels)
+        return dict.fromkeys(texts, pa.string()) | ({} if labels is None else {self.target: labels})
 
 
 def find_layout(
@@ -71,24 +80,49 @@ def find_layout(
         UserError: a name that is none of the file's, or a column that cannot be used.
     """
     names = table.column_names
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"{file.path}: two columns are named '{min(twice)}'")
-    if not len(table):
-        raise UserError(f"{file.path}: no rows, only the names of {len(names)} columns")
+    check_rows(table, file)
     label = _known("target", target if target is not None else names[-1], names, file)
     if weight is not None:
         _known("weight", weight, names, file)
+        check_weight(table, file, weight)
     taken = {label: "data.target", weight: "data.weight"}
     for name in features or ():
         _known("features", name, names, file)
         if name in taken:
             raise UserError(f"data.features: '{name}' is {taken[name]} already")
+        taken[name] = "among them"
     chosen = [name for name in names if name not in taken] if features is None else list(features)
     if not chosen:
-        raise UserError(f"{file.path}: no column is left for features beside '{label}'")
+        other = next((each for each in (";", "\t", "|", ",") if each in label), None)
+        hint = "" if other is None else f"; is data.delimiter {'tab' if other == chr(9) else other!r}?"
+        raise UserError(f"{file.path}: no column is left for features beside '{label}'{hint}")
     columns = tuple(_column(table[name], name, file, max_categories) for name in chosen)
-    classes, whole = _classes(table[label], label, file, ignored)
-    return Layout(columns, label, weight, classes, whole, features is None)
+    classes, labels = _classes(table[label], label, file, ignored)
+    return Layout(columns, label, weight, classes, labels, features is None)
+
+
+def check_rows(table: pa.Table, file: TableFile) -> None:
+    """Refuses a file without rows, or with two columns of one name.
+
+    Raises:
+        UserError: which it is.
+    """
+    name, count = Counter(table.column_names).most_common(1)[0] if table.column_names else ("", 0)
+    if count > 1:
+        raise UserError(f"{file.path}: two columns are named '{name}'")
+    if not len(table):
+        raise UserError(f"{file.path}: no rows, only the names of {len(table.column_names)} columns")
+
+
+def check_weight(table: pa.Table, file: TableFile, name: str) -> None:
+    """Refuses weights that are no numbers.
+
+    Raises:
+        UserError: of what type they are.
+    """
+    kind = table.schema.field(name).type
+    if not is_number(kind):
+        raise UserError(f"{file.path}: column '{name}': holds the type {kind}; weights are numbers (data.weight)")
 
 
 def _known(key: str, name: str, names: list[str], file: TableFile) -> str:
@@ -103,16 +137,21 @@ def _column(values: pa.ChunkedArray, name: str, file: TableFile, max_categories:
     kind = values.type
     where = f"{file.path}: column '{name}'"
     leave_out = "leave it out with data.features=[…]"
-    if pa.types.is_null(kind):
+    if values.null_count == len(values):
         raise UserError(f"{where}: has no value at all; {leave_out}")
     if is_number(kind):
         return Column(name)
+    if pa.types.is_binary(kind):
+        raise UserError(f"{where}: is not in UTF-8; save the file as that, or set data.encoding (latin-1, utf-16, …)")
     if not is_text(kind):
         dates = pa.types.is_temporal(kind)
         raise UserError(f"{where}: holds {'dates or times' if dates else 'values'} of the type {kind}; {leave_out}")
     texts = _different(values)
-    numbers = pc.match_substring_regex(texts, r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$")
-    numeric = pc.sum(numbers).as_py() or 0
+    with_commas = pc.sum(pc.match_substring_regex(texts, _NUMBER.replace("\\.", ","))).as_py()
+    numbers = pc.match_substring_regex(texts, _NUMBER)
+    numeric = pc.sum(numbers).as_py()
+    if with_commas > _MANY_NUMBERS and with_commas > len(texts) / 2:
+        raise UserError(f"{where}: numbers with decimal commas; set data.decimal=',' (in quotes), or {leave_out}")
     if numeric > _MANY_NUMBERS and numeric > len(texts) / 2 and numeric < len(texts):
         odd = texts.filter(pc.invert(numbers))[0].as_py()
         row = pc.index(as_texts(values), odd).as_py()
@@ -121,6 +160,14 @@ def _column(values: pa.ChunkedArray, name: str, file: TableFile, max_categories:
         raise UserError(
             f"{where}: {len(texts):,} different texts, each of which would be a feature; {leave_out}, or raise "
             f"data.max_categories={max_categories}"
+        )
+    if 2 * len(texts) > len(values):
+        log.warning(
+            "%s: %d different texts in %d rows, each of which becomes a feature; is it a name? %s",
+            where,
+            len(texts),
+            len(values),
+            leave_out,
         )
     return Column(name, tuple(sorted(texts.to_pylist())))
 
@@ -131,15 +178,15 @@ def _different(values: pa.ChunkedArray) -> pa.Array:
     return as_texts(unique.dictionary_decode() if pa.types.is_dictionary(unique.type) else unique).drop_null()
 
 
-def _classes(values: pa.ChunkedArray, name: str, file: TableFile, ignored: int) -> tuple[tuple[str, ...], bool]:
-    """The names of the classes, and whether they are whole numbers."""
+def _classes(values: pa.ChunkedArray, name: str, file: TableFile, ignored: int) -> tuple[tuple[str, ...], Labels]:
+    """The names of the classes, and what they are."""
     kind = values.type
-    if pa.types.is_null(kind):
+    if values.null_count == len(values):
         raise UserError(f"{file.path}: column '{name}': has no value at all, but is to have the classes (data.target)")
     if is_text(kind):
-        return tuple(sorted(_different(values).to_pylist())), False
+        return tuple(sorted(_different(values).to_pylist())), "texts"
     if pa.types.is_boolean(kind):
-        return tuple(text for text in ("false", "true") if pc.any(pc.equal(values, text == "true")).as_py()), False
+        return tuple(text for text in ("false", "true") if pc.any(pc.equal(values, text == "true")).as_py()), "booleans"
     if not is_number(kind):
         raise UserError(
             f"{file.path}: column '{name}': holds the type {kind}; classes are texts or whole numbers (data.target)"
@@ -150,9 +197,9 @@ def _classes(values: pa.ChunkedArray, name: str, file: TableFile, ignored: int) 
         row = pc.index(values, pa.scalar(broken, kind)).as_py()
         raise UserError(
             f"{file.place(row)}, column '{name}': {broken} is no class; classes are texts or whole numbers "
-            "(data.target)"
+            "below 2^63 (data.target)"
         )
-    return tuple(str(label) for label in sorted({int(label) for label in labels} - {ignored})), True
+    return tuple(str(label) for label in sorted({int(label) for label in labels} - {ignored})), "whole numbers"
 
 
 def _is_whole(number: float) -> bool:

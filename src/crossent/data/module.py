@@ -8,12 +8,14 @@ import torch
 
 from crossent.data.loader import BatchLoader, TrainLoader
 from crossent.data.split import Split, stratified
-from crossent.data.storage import Mapped
+from crossent.data.storage import IN_MEMORY_BYTES, Mapped
 from crossent.data.survey import check_shapes, survey
 from crossent.data.table import DataFacts, Source, Table
 from crossent.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_FEW_ROWS = 20  # with which anything may be meant
 
 Loader = TypeVar("Loader", bound=BatchLoader)
 
@@ -73,13 +75,13 @@ class DataModule(lightning.LightningDataModule):
         table = self._source.load()
         check_shapes(table, self._ignored)
         split = self._split(table)
-        standardization = survey(table, split.train, standardize=self._standardize, fills=self._fills)
+        standardization, checksum = survey(table, split.train, standardize=self._standardize, fills=self._fills)
         parts = {name: table.take(rows) for name, rows in zip(Split._fields, split, strict=True)}
         self._best_accuracy = table.best_accuracy
         counted = parts["train"].targets[parts["train"].targets != self._ignored]
         counts = torch.bincount(counted, minlength=len(table.classes)).tolist()
         self._facts = DataFacts(
-            table.classes, table.columns, tuple(counts), standardization, table.read_from, table.target
+            table.classes, table.columns, tuple(counts), standardization, table.read_from, table.target, checksum
         )
         copied = len(parts["train"]) < len(table)
         del table  # or its features would stay in memory beside those of the parts
@@ -105,18 +107,27 @@ class DataModule(lightning.LightningDataModule):
 
     def _check_sizes(self) -> None:
         """Refuses what memory has no room for, and wonders about what is not usual."""
-        train, classes = self._tables["train"], len(self._facts.classes)
-        if isinstance(train.features, Mapped) and self._batch_size is None:
+        train, classes, columns = self._tables["train"], len(self._facts.classes), len(self._facts.columns)
+        if isinstance(train.features, Mapped) and self.batch_rows * columns * 4 > IN_MEMORY_BYTES:
+            chosen = "full" if self._batch_size is None else self._batch_size
             raise UserError(
-                f"data.batch_size=full: {len(train):,} rows with {len(self._facts.columns)} features do not stay in "
-                "memory (data.in_memory); use a number, such as data.batch_size=1024"
+                f"data.batch_size={chosen}: so many rows with {columns} features do not stay in memory; use fewer, "
+                "data.batch_size=1024 for one"
             )
-        if 2 * classes > len(train):
+        for name in ("val", "test"):
+            if len(self._tables[name]) and not self._counts(self._tables[name]):
+                raise UserError(f"data: no {name} row counts: all of them are ignored or have the weight 0")
+        if classes > len(train) or (2 * classes > len(train) > _FEW_ROWS):
             log.warning(
                 "%d classes for %d training rows: is the target (data.target) what you want to tell apart?",
                 classes,
                 len(train),
             )
+
+    def _counts(self, table: Table) -> bool:
+        """Whether any row counts for something."""
+        counts = table.targets != self._ignored
+        return bool((counts if table.weights is None else counts & (table.weights > 0)).any())
 
     @property
     def facts(self) -> DataFacts:

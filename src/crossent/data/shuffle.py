@@ -1,5 +1,6 @@
 """The order in which an epoch takes the rows."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,9 @@ class Shuffle:
 
     def indices(self, epoch: int, window: int, device: torch.device) -> Tensor:
         """The rows of an epoch's window, (n,), in their order."""
-        generator = torch.Generator(device).manual_seed(self._seed * 2**31 + epoch)
+        # PyTorch's generator takes 32 bits of a seed, in which seed and epoch have to be mixed.
+        mixed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])
+        generator = torch.Generator(device).manual_seed(mixed)
         if self._window == self._rows:
             return torch.randperm(self._rows, generator=generator, device=device)
         begin = int(torch.randint(self._rows, (1,), generator=generator, device=device))

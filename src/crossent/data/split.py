@@ -43,10 +43,11 @@ def stratified(targets: Tensor, classes: tuple[str, ...], val: float, test: floa
             f"data: class '{classes[few]}' has {count} row{'s' * (count != 1)}, too few to split; "
             "leave it out, or set data.val_fraction=0 and data.test_fraction=0"
         )
-    test_counts = _share(counts, test, counts - 1, "data.test_fraction")
-    val_counts = _share(counts, val, counts - 1 - test_counts, "data.val_fraction")
+    generator = torch.Generator().manual_seed(seed)
+    test_counts = _share(counts, test, counts - 1, "data.test_fraction", generator)
+    val_counts = _share(counts, val, counts - 1 - test_counts, "data.val_fraction", generator)
     # Rows in a random order, then class by class: the first of each class are its test rows, the next its val rows.
-    drawn = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randperm(len(targets), generator=generator)
     by_class = drawn[targets[drawn].argsort(stable=True)]
     place = torch.arange(len(targets)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     test_ends = test_counts.repeat_interleave(counts)
@@ -56,14 +57,15 @@ def stratified(targets: Tensor, classes: tuple[str, ...], val: float, test: floa
     return Split(*(part.sort().values for part in parts))
 
 
-def _share(counts: Tensor, fraction: float, available: Tensor, key: str) -> Tensor:
+def _share(counts: Tensor, fraction: float, available: Tensor, key: str, generator: torch.Generator) -> Tensor:
     """How many rows of each class the fraction takes, (classes,)."""
     wanted = round(int(counts.sum()) * fraction)
     if fraction > 0 and wanted == 0:
         raise UserError(f"{key}={fraction:g}: of {int(counts.sum())} rows that is none")
     exact = counts * fraction
     taken = torch.minimum(exact.floor().long(), available)
-    most_cut = torch.argsort(exact - taken, descending=True, stable=True)
+    drawn = torch.randperm(len(counts), generator=generator)  # or the first classes would win every draw
+    most_cut = drawn[torch.argsort((exact - taken)[drawn], descending=True, stable=True)]
     able = most_cut[taken[most_cut] < available[most_cut]]
     taken[able[: wanted - int(taken.sum())]] += 1
     if int(taken.sum()) < wanted:

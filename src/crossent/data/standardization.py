@@ -113,6 +113,10 @@ class Moments:
         self._count += count
         self._rows += len(exact)
 
+    def constant(self) -> Tensor:
+        """Which columns have one value alone, (columns,)."""
+        return self._lowest >= self._highest
+
     def means(self) -> Tensor:
         """The mean of each column, (columns,); 0 where all are missing."""
         return self._mean
@@ -122,6 +126,6 @@ class Moments:
 
         A missing value counts as the mean of its column, which is what fills it in.
         """
-        constant = self._lowest >= self._highest
+        constant = self.constant()
         scale = (self._squares / max(1, self._rows)).sqrt()
         return self._mean.masked_fill(constant, 0.0), scale.masked_fill(constant, 1.0)

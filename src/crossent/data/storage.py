@@ -1,9 +1,12 @@
 """Where features are: in memory, or on disk where they are too many for it."""
 
+import contextlib
+import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import IO, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -44,19 +47,32 @@ def allocate(rows: int, columns: int, *, in_memory: bool) -> Numbers:
             raise UserError(
                 f"data: {wanted} of features do not fit in memory; data.in_memory=false leaves them on disk"
             ) from error
-    with tempfile.TemporaryFile(prefix="crossent-") as file:
+    with temporary_file() as file:
         size = rows * columns * 4
-        try:
-            if hasattr(os, "posix_fallocate"):  # or a full disk would show only as a signal that ends the process
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
-        except OSError as error:
-            raise UserError(
-                f"data: {size / 1e9:.1f} GB of features do not go into {tempfile.gettempdir()}: {error.strerror}; set "
-                "TMPDIR to a folder with more room"
-            ) from error
+        if hasattr(os, "posix_fallocate"):  # or a full disk would show only as a signal that ends the process
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
         return np.memmap(file, np.float32, "r+", shape=(rows, columns))
+
+
+@contextlib.contextmanager
+def temporary_file() -> Iterator[IO[bytes]]:
+    """A file without a name, which is gone with the process, however that ends; what has mapped it keeps it.
+
+    Raises:
+        UserError: there is no room for it.
+    """
+    try:
+        with tempfile.TemporaryFile(prefix="crossent-") as file:
+            yield file
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        folder = tempfile.gettempdir()
+        raise UserError(
+            f"data: the rows do not go into {folder}: {error.strerror}; set TMPDIR to a folder with more room"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,21 @@
 """A look at all rows before they are trained on: whether they can be, and what standardisation needs of them."""
 
+import logging
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from crossent.data.standardization import Moments, Standardization
 from crossent.data.storage import slices
-from crossent.data.table import Table
+from crossent.data.table import LARGEST_WEIGHT, Table
 from crossent.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of as many bytes
+_LARGE_CONSTANT = 100.0
+_COARSE = 1e-5  # float32 has seven digits, of which five would be the mean's
 
 
 def check_shapes(table: Table, ignored: int) -> None:
@@ -34,6 +43,11 @@ def check_shapes(table: Table, ignored: int) -> None:
     if len(table.classes) < 2:
         one = f": every row is '{table.classes[0]}'" if table.classes else ""
         raise UserError(f"{table.origin}: {len(table.classes)} class; telling apart needs 2 or more{one}")
+    if table.origins and 0 <= ignored < len(table.classes):
+        raise UserError(
+            f"loss.ignore_index={ignored}: the {len(table.classes)} classes of a file are numbered from 0, so this "
+            "would be one of them; use a negative number"
+        )
     outside = torch.nonzero(((targets < 0) | (targets >= len(table.classes))) & (targets != ignored))
     if len(outside):
         row = int(outside[0])
@@ -50,13 +64,26 @@ def _check_weights(table: Table, weights: Tensor) -> None:
         raise UserError(f"data: weights are a {type(weights).__name__}, expected a tensor, (rows,)")
     if weights.shape != table.targets.shape:
         raise UserError(f"data: weights have the shape {tuple(weights.shape)}, not {tuple(table.targets.shape)}")
-    unfit = torch.nonzero(~((weights >= 0) & (weights <= 1e30)))  # their sum has to fit float32
+    unfit = torch.nonzero(~((weights >= 0) & (weights <= LARGEST_WEIGHT)))
     if len(unfit):
         row = int(unfit[0])
-        raise UserError(f"{table.origin}: row {row}: weight {float(weights[row])}, expected a number >= 0 and <= 1e30")
+        found = float(weights[row])
+        raise UserError(f"{table.place(row)}: weight {found}, expected a number >= 0 and <= {LARGEST_WEIGHT:g}")
 
 
-def survey(table: Table, train: Tensor, *, standardize: bool, fills: bool) -> Standardization:
+class Survey(NamedTuple):
+    """What a look at all rows has found.
+
+    Attributes:
+        standardization: what is to be done to the features.
+        checksum: of features, targets and weights.
+    """
+
+    standardization: Standardization
+    checksum: int
+
+
+def survey(table: Table, train: Tensor, *, standardize: bool, fills: bool) -> Survey:
     """Goes through all features once, in parts.
 
     Args:
@@ -73,15 +100,41 @@ def survey(table: Table, train: Tensor, *, standardize: bool, fills: bool) -> St
     if len(train) != len(table):
         counts = torch.zeros(len(table), dtype=torch.bool)
         counts[train] = True
+    checksum = _checksum(table.targets, 0) + (0 if table.weights is None else _checksum(table.weights, 1))
     for part in slices(table.features):
         features = table.features[part]
+        checksum += _checksum(features, part.start)
         _check_finite(table, features, part.start, missing_allowed=fills)
-        if standardize or fills:
-            moments.add(features if counts is None else features[counts[part]])
+        moments.add(features if counts is None else features[counts[part]])
+    mean, scale = moments.mean_and_scale()
+    _warn_of_columns(table, moments.means(), scale, moments.constant())
     fill = moments.means() if fills else None
+    standardization = Standardization(mean, scale, fill)
     if not standardize:
-        return Standardization.identity(len(table.columns), fill)
-    return Standardization(*moments.mean_and_scale(), fill)
+        standardization = Standardization.identity(len(table.columns), fill)
+    return Survey(standardization, checksum % 2**63)
+
+
+def _checksum(values: Tensor, first: int) -> int:
+    """A number that changes with any value, and with the order of the rows; cheap, and no proof against intent."""
+    bits = values.contiguous().view(_INTEGERS[values.itemsize]).reshape(len(values), -1).sum(1, dtype=torch.int64)
+    return int((bits * torch.arange(2 * first + 1, 2 * (first + len(values)) + 1, 2)).sum())  # int64 wraps around
+
+
+def _warn_of_columns(table: Table, means: Tensor, scale: Tensor, constant: Tensor) -> None:
+    """Names columns that would spoil a fit, or from which nothing can be learnt."""
+    large = constant & (means.abs() > _LARGE_CONSTANT)
+    coarse = ~constant & (scale < means.abs() * _COARSE)
+    for columns, what in (
+        (large, "is the same in all training rows, and large: it does nothing but slow training down; leave it out"),
+        (coarse, "varies so little around its mean that float32 holds few digits of it; take the mean off first"),
+    ):
+        if columns.any():
+            column = int(columns.nonzero()[0])
+            others = f" (and {int(columns.sum()) - 1} more)" if columns.sum() > 1 else ""
+            log.warning(
+                "%s: column '%s'%s, %g, %s", table.origin, table.columns[column], others, float(means[column]), what
+            )
 
 
 def _check_finite(table: Table, features: Tensor, first: int, *, missing_allowed: bool) -> None:
@@ -94,9 +147,9 @@ def _check_finite(table: Table, features: Tensor, first: int, *, missing_allowed
         return
     row, column = (int(index) for index in places[0])
     hint = ""
-    if torch.isnan(features[row, column]) and table.origin != "data":
+    if torch.isnan(features[row, column]) and table.origins:
         hint = "; data.missing=mean fills in the mean of the training rows, data.missing=drop leaves the row out"
     raise UserError(
-        f"{table.origin}: row {first + row}, column '{table.columns[column]}': {float(features[row, column])}, "
+        f"{table.place(first + row)}, column '{table.columns[column]}': {float(features[row, column])}, "
         f"expected a finite number{hint}"
     )

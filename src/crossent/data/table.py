@@ -10,6 +10,9 @@ from torch import Tensor
 from crossent.data.standardization import Standardization
 from crossent.data.storage import Features, Mapped
 
+#: Of a row; the sum of weights has to fit float32.
+LARGEST_WEIGHT = 1e30
+
 
 @dataclass(frozen=True)
 class Column:
@@ -44,7 +47,7 @@ class Table:
         read_from: the columns of the file that the features come from; empty: features are as they are.
         target: the name of the column that the classes come from; None: they come from none.
         best_accuracy: the highest accuracy that is possible on these rows, where that is known.
-        origin: where the rows are from, for messages about one of them.
+        origins: the files that the rows are from, and how many are from each, for messages about one of them.
     """
 
     features: Features
@@ -56,10 +59,23 @@ class Table:
     read_from: tuple[Column, ...] = ()
     target: str | None = None
     best_accuracy: float | None = None
-    origin: str = "data"
+    origins: tuple[tuple[str, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def place(self, row: int) -> str:
+        """Where a row is from, for a message about it."""
+        for origin, rows in self.origins:
+            if row < rows:
+                return f"{origin}: row {row}"
+            row -= rows
+        return f"data: row {row}"
+
+    @property
+    def origin(self) -> str:
+        """Where the first rows are from, for a message about all of them."""
+        return self.origins[0][0] if self.origins else "data"
 
     def all_features(self) -> Tensor:
         """The features of all rows in memory, (rows, columns)."""
@@ -72,6 +88,14 @@ class Table:
         features = self.features.take(rows) if isinstance(self.features, Mapped) else self.features[rows]
         weights = None if self.weights is None else self.weights[rows]
         return replace(self, features=features, targets=self.targets[rows], weights=weights)
+
+    def without_empty_classes(self) -> Self:
+        """The same rows, of classes that have any."""
+        rows = torch.bincount(self.targets[self.targets >= 0], minlength=len(self.classes))
+        kept = tuple(name for name, count in zip(self.classes, rows.tolist(), strict=True) if count)
+        places = (rows > 0).cumsum(0) - 1  # of the classes among those that are kept
+        targets = places[self.targets.clamp(min=0)].where(self.targets >= 0, self.targets)
+        return replace(self, targets=targets, classes=kept)
 
     def standardized(self, standardization: Standardization, *, in_place: bool = False) -> Self:
         """The same rows with their features prepared, those in a file as they are read.
@@ -104,6 +128,7 @@ class DataFacts:
         standardization: what was done to the features.
         read_from: the columns of the file that the features come from.
         target: the name of the column that the classes come from; None: they come from none.
+        checksum: of all rows, by which to know whether they are still the same.
     """
 
     classes: tuple[str, ...]
@@ -112,6 +137,7 @@ class DataFacts:
     standardization: Standardization
     read_from: tuple[Column, ...] = ()
     target: str | None = None
+    checksum: int = 0
 
     def difference(self, stored: Mapping[str, object]) -> str | None:
         """What differs from the facts that a checkpoint has stored, or None where nothing does."""
@@ -136,4 +162,5 @@ class DataFacts:
                 for each in self.read_from
             ],
             "target": self.target,
+            "checksum": self.checksum,
         }
