@@ -96,6 +96,10 @@ def find_layout(
         other = next((each for each in (";", "\t", "|", ",") if each in label), None)
         hint = "" if other is None else f"; is data.delimiter {'tab' if other == chr(9) else other!r}?"
         raise UserError(f"{file.path}: no column is left for features beside '{label}'{hint}")
+    if "" in chosen:
+        log.warning(
+            "%s: a column has no name, as the index that pandas writes; data.features=[…] leaves it out", file.path
+        )
     columns = tuple(_column(table[name], name, file, max_categories) for name in chosen)
     classes, labels = _classes(table[label], label, file, ignored)
     return Layout(columns, label, weight, classes, labels, features is None)
