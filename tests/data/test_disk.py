@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from crossent.data import BatchLoader, Standardization, Table, TrainLoader, loader
+from crossent.data import BatchLoader, DataModule, Standardization, Table, TrainLoader, loader
 from crossent.data.shuffle import Shuffle
 from crossent.data.storage import Mapped, allocate
 from crossent.data.survey import survey
@@ -139,6 +139,16 @@ class TestShuffle:
         assert tenths.min() > 0
         assert (drawn.diff().abs() == 1).float().mean() < 0.01
 
+    def test_blocks_begin_elsewhere_in_every_epoch(self) -> None:
+        order = Shuffle(6400, 640, seed=0)  # blocks of ten
+
+        def starts(epoch: int) -> set[int]:
+            rows = order.indices(epoch, 0, CPU).sort().values
+            return set((rows[1:][rows.diff() > 1] % 10).tolist())
+
+        assert [len(starts(epoch)) for epoch in range(6)] == [1] * 6
+        assert len(set.union(*(starts(epoch) for epoch in range(6)))) > 2
+
     def test_neighbours_meet_other_rows_in_every_epoch(self) -> None:
         order = Shuffle(1000, 100, seed=0)
 
@@ -173,6 +183,29 @@ def test_a_checksum_changes_with_any_value_and_with_the_order(shape: tuple[int, 
     assert len(found) == 5
     assert checksum(replace(rows, features=features.clone())) == checksum(rows)
     assert all(0 <= each < 2**63 for each in found)
+
+
+def test_a_part_of_a_part_has_its_own_rows() -> None:
+    rows = table(20, on_disk=True).take(torch.tensor([3, 5, 7, 9])).take(torch.tensor([2, 0]))
+
+    assert rows.all_features()[:, 0].tolist() == [14, 6]
+    assert rows.targets.tolist() == [1, 0]
+
+
+def test_a_sources_own_memory_is_left_alone() -> None:
+    rows = table(20, on_disk=False)
+    before = rows.all_features().clone()
+
+    class Mine:
+        def load(self) -> Table:
+            return rows
+
+    module = DataModule(Mine(), standardize=True)
+    module.setup()
+
+    assert torch.equal(rows.all_features(), before)
+    (batch,) = module.train_dataloader()
+    assert batch.features.mean(0).abs().max() < 1e-6
 
 
 class TestStandardization:

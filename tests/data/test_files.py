@@ -113,9 +113,11 @@ class TestTables:
         assert (table.classes, table.targets.tolist()) == (("false", "true"), [1, 0, 0, 1])
 
     def test_a_class_that_has_lost_its_rows_is_gone(self) -> None:
-        table = csv("a,y\n1,a\n,b\n2,c\n3,-\n", missing="drop")
+        texts = csv("a,y\n1,a\n,b\n2,c\n3,-\n", missing="drop")
+        numbers = csv("a,y\n1,5\n,6\n2,7\n3,-100\n", missing="drop")
 
-        assert (table.classes, table.targets.tolist()) == (("-", "a", "c"), [1, 2, 0])
+        assert (texts.classes, texts.targets.tolist()) == (("-", "a", "c"), [1, 2, 0])
+        assert (numbers.classes, numbers.targets.tolist()) == (("5", "7"), [0, 1, -100])
 
     def test_csv_of_other_countries(self) -> None:
         Path("rows.csv").write_bytes("größe;art\n1,5;ä\n2,5;ö\n".encode("latin-1"))
@@ -183,7 +185,8 @@ class TestTables:
 
     def test_a_large_csv_file_may_change_its_mind_about_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("crossent.data.csv.FILE_BYTES", 100)
-        monkeypatch.setattr("crossent.data.csv._BLOCK_BYTES", 64)
+        for size in ("_BLOCK_BYTES", "_PATIENT_BYTES"):
+            monkeypatch.setattr(f"crossent.data.csv.{size}", 64)
 
         rows = "".join(f"{row},,{row % 2}\n" for row in range(50))
         table = csv("a,b,y\n" + rows + "0.5,2,1\n1,3,x\n", missing="drop")

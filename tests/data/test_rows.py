@@ -1,5 +1,7 @@
 """Splits, standardisation and batches."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,6 +58,18 @@ class TestSplit:
         assert targets[split.train].tolist() == [0, 1, 2]
         with pytest.raises(UserError, match=r"data.val_fraction=0.6: 4 of 6 rows would leave a class none to train on"):
             stratified(targets, ("a", "b", "c"), 0.6, 0.0, seed=0)
+
+    def test_what_is_left_over_goes_to_other_classes_at_each_draw(self) -> None:
+        targets = torch.arange(4000) % 1000
+        names = tuple(str(label) for label in range(1000))
+
+        drawn = [
+            set(targets[rows].tolist()) for seed in (0, 1) for rows in stratified(targets, names, 0.1, 0.1, seed)[1:]
+        ]
+
+        assert [len(each) for each in drawn] == [400] * 4
+        for one, other in itertools.pairwise(drawn):
+            assert 100 < len(one & other) < 220  # 160 by chance
 
     def test_a_class_of_one_row_is_refused_by_name(self) -> None:
         with pytest.raises(UserError, match="class 'b' has 1 row, too few to split"):

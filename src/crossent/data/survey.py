@@ -38,6 +38,8 @@ def check_shapes(table: Table, ignored: int) -> None:
         )
     if len(table.columns) != features.shape[1]:
         raise UserError(f"data: {features.shape[1]} columns, but {len(table.columns)} names for them")
+    if not table.columns:
+        raise UserError("data: there are no features")
     if len(table) == 0:
         raise UserError("data: there are no rows")
     if len(table.classes) < 2:
