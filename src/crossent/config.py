@@ -159,6 +159,8 @@ class CsvData(TableData, tag="csv"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.decimal == self.delimiter:
+            raise ValueError(f"decimal={self.decimal}: the same as delimiter; a number would be two columns")
         try:
             codecs.lookup(self.encoding)
         except LookupError:

@@ -314,6 +314,11 @@ CASES: dict[str, tuple[Callable[[], object], str, list[str]]] = {
         CSV,
         ["rows.csv: cannot be read as a CSV file", "another encoding", "data.encoding"],
     ),
+    "commas for both": (
+        lambda: csv(GOOD),
+        f"{CSV} 'data.decimal=\",\"'",
+        ["data.decimal=,: the same as delimiter"],
+    ),
     "no such encoding": (lambda: csv(GOOD), f"{CSV} data.encoding=utf9", ["data.encoding=utf9: no such encoding"]),
     "another delimiter": (
         lambda: csv(GOOD.replace(",", ";")),

@@ -1,5 +1,6 @@
 """CSV files, read by Arrow."""
 
+import codecs
 import csv
 import io
 import itertools
@@ -21,8 +22,6 @@ _PATIENT_BYTES = 256 * 2**20
 _COMPRESSED = 5
 # Arrow's own marks of a missing value, and two more that are usual.
 _MISSING = [*arrow_csv.ConvertOptions().null_values, "None", "?"]
-
-
 # As what a column of a large file is read further on, where a value does not fit what the first of them were.
 _WIDER = {"null": pa.float64(), "int64": pa.float64()}
 
@@ -50,7 +49,7 @@ class CsvFile:
         self.path = path
         self._delimiter = delimiter
         self._decimal = decimal
-        self._encoding = encoding
+        self._encoding = "utf8" if codecs.lookup(encoding).name == "utf-8" else encoding  # Arrow's name for its own
         self._header = header
 
     def read(self, types: Mapping[str, pa.DataType]) -> pa.Table:
