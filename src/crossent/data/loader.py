@@ -13,7 +13,7 @@ from crossent.data.storage import Mapped
 from crossent.data.table import Table
 
 # Features of a file that are in memory at a time; while they are served, as many again are read.
-_WINDOW_BYTES = 64 * 2**20
+_WINDOW_BYTES = 32 * 2**20
 # Of a GPU's free memory, what features may take there.
 _SHARE_OF_GPU = 0.5
 

@@ -123,7 +123,7 @@ class Mapped:
 
     def _prepared(self, found: Numbers) -> Tensor:
         features = torch.from_numpy(found)
-        return features if self.standardization is None else self.standardization(features)
+        return features if self.standardization is None else self.standardization(features, out=features)
 
 
 Features = Tensor | Mapped
