@@ -16,9 +16,10 @@ from torch import Tensor
 
 from conftest import Train
 from crossent.data import BatchLoader, DataModule, Standardization, Table, arrow
-from crossent.data.arrays import ArrayFiles, Arrays
+from crossent.data.arrays import Arrays
 from crossent.data.csv import CsvFile
 from crossent.data.files import Files
+from crossent.data.numpy_files import ArrayFiles
 from crossent.data.parquet import ParquetFile
 from crossent.data.storage import Mapped
 
@@ -247,7 +248,7 @@ class TestArrays:
         assert table.weights.tolist() == [1, 2, 3]
 
     def test_a_large_archive_goes_through_the_disk(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("crossent.data.arrays.IN_MEMORY_BYTES", 100)
+        monkeypatch.setattr("crossent.data.numpy_files.IN_MEMORY_BYTES", 100)
         np.savez("rows.npz", X=np.arange(90.0).reshape(30, 3), y=np.arange(30) % 2)
 
         table = Arrays(ArrayFiles(Path("rows.npz")), in_memory=False).load()

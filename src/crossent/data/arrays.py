@@ -1,66 +1,21 @@
-"""NumPy's files: a pair of .npy, or one .npz. Nothing in them is ever unpickled."""
+"""A source that reads NumPy's files."""
 
 import logging
-import lzma
-import shutil
-import zipfile
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 
-from crossent.checking import did_you_mean
 from crossent.data.classes import find_classes
-from crossent.data.storage import (
-    IN_MEMORY_BYTES,
-    InMemory,
-    Mapped,
-    Numbers,
-    allocate,
-    slices,
-    stays_in_memory,
-    temporary_file,
-)
-from crossent.data.table import LARGEST_WEIGHT, Table
+from crossent.data.numpy_files import ArrayFiles, OpenedArrays, open_arrays
+from crossent.data.storage import InMemory, Mapped, Numbers, allocate, slices, stays_in_memory
+from crossent.data.table import Table
 from crossent.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _ROWS = 65_536  # that are looked at at a time
-# What NumPy raises of files that it cannot read, and of headers that promise what cannot be.
-_NO_NUMPY = (ValueError, EOFError, OSError, MemoryError, OverflowError)
-_NAMES = {"features": ("features", "X", "x"), "target": ("targets", "target", "y"), "weight": ("weights", "weight")}
-
-
-@dataclass(frozen=True)
-class ArrayFiles:
-    """The files of some rows.
-
-    Attributes:
-        path: of the features, .npy, or of all arrays, .npz.
-        target: the path of the classes, .npy, or the name of that array in the .npz; None: targets, target or y.
-        features: the name of the features in the .npz; None: features, X or x.
-        weight: the path or name of the weights; None: there are none.
-    """
-
-    path: Path
-    target: str | None = None
-    features: str | None = None
-    weight: str | None = None
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """The arrays of some rows, and what to call them."""
-
-    files: ArrayFiles
-    features: Numbers
-    targets: Numbers
-    weights: Numbers | None
 
 
 class Arrays:
@@ -98,7 +53,7 @@ class Arrays:
         Raises:
             UserError: files that cannot be used.
         """
-        opened = [None if each is None else _open(each) for each in self._files]
+        opened = [None if each is None else open_arrays(each) for each in self._files]
         present = [each for each in opened if each is not None]
         train, columns = present[0], present[0].features.shape[1]
         for each in present[1:]:
@@ -168,114 +123,12 @@ def _warn_of_rounding(path: str, features: Numbers) -> None:
             return
 
 
-def _open(files: ArrayFiles) -> _Opened:
-    """Opens the arrays, and looks at their shapes."""
-    if files.path.suffix == ".npz":
-        names = {"features": files.features, "target": files.target, "weight": files.weight}
-        arrays = _from_archive(files.path, names)
-        labels = dict.fromkeys(arrays, f"{files.path}")
-    else:
-        if files.target is None:
-            raise UserError(f"data.target: not set; {files.path} has the features, data.target is the file of classes")
-        paths = {"features": files.path, "target": Path(files.target)}
-        if files.weight is not None:
-            paths["weight"] = Path(files.weight)
-        arrays = {key: _mapped(path) for key, path in paths.items()}
-        labels = {key: str(path) for key, path in paths.items()}
-    features, targets, weights = arrays["features"], arrays["target"], arrays.get("weight")
-    if features.ndim != 2 or 0 in features.shape:
-        raise UserError(
-            f"{labels['features']}: features have the shape {features.shape}; expected (rows, columns), at least one "
-            "of each"
-        )
-    if features.dtype.kind not in "fiub":
-        raise UserError(f"{labels['features']}: features are of the type {features.dtype}; expected numbers")
-    for key, array in (("target", targets), ("weight", weights)):
-        if array is None:
-            continue
-        if array.ndim == 2 and array.shape[1] == 1:
-            array = array[:, 0]
-        if array.shape != features.shape[:1]:
-            raise UserError(
-                f"{labels[key]}: {key}s have the shape {array.shape}, but {labels['features']} has {len(features)} rows"
-            )
-    if weights is not None:
-        if weights.dtype.kind not in "fiub":
-            raise UserError(f"{labels['weight']}: weights are of the type {weights.dtype}; expected numbers")
-        unfit = ~((weights >= 0) & (weights <= LARGEST_WEIGHT))
-        if unfit.any():
-            row = int(unfit.argmax())
-            raise UserError(
-                f"{labels['weight']}: row {row}: weight {weights.flat[row]:g}, expected a number >= 0 and <= "
-                f"{LARGEST_WEIGHT:g}"
-            )
-    return _Opened(files, features, targets.reshape(-1), None if weights is None else weights.reshape(-1))
-
-
-def _mapped(path: Path) -> Numbers:
-    """An array in a .npy file, of which nothing has been read yet."""
-    try:
-        # Takes no pickle, whatever it calls itself, and wants as many bytes as the header promises.
-        array: Numbers = npy.open_memmap(path, mode="r")
-    except _NO_NUMPY as error:
-        raise _unreadable(path, error) from error
-    return array
-
-
-def _from_archive(path: Path, names: dict[str, str | None]) -> dict[str, Numbers]:
-    """The arrays of a .npz file, by what they are; those that were not named and are not there are left out."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            there = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-            found = {}
-            for key, name in names.items():
-                known = _NAMES[key] if name is None else (name,)
-                chosen = next((each for each in known if each in there), None)
-                if chosen is not None:
-                    found[key] = _member(archive, chosen)
-                elif name is not None or key != "weight":
-                    wanted = " or ".join(f"'{each}'" for each in known)
-                    near = "" if name is None else did_you_mean(name, there).rstrip(".")
-                    raise UserError(
-                        f"{path}: no array {wanted}{near}; data.{key} can name one of: {', '.join(there) or 'none'}"
-                    )
-            return found
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, *_NO_NUMPY) as error:
-        raise _unreadable(path, error) from error
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> Numbers:
-    """An array of an archive; one that is too large for memory goes through a temporary file."""
-    member = f"{name}.npy"
-    with archive.open(member) as stream:
-        if archive.getinfo(member).file_size <= IN_MEMORY_BYTES:
-            array: Numbers = npy.read_array(stream, allow_pickle=False)
-            return array
-        with temporary_file() as file:
-            shutil.copyfileobj(stream, file, 2**20)
-            file.seek(0)
-            read_header = {(1, 0): npy.read_array_header_1_0}.get(npy.read_magic(file), npy.read_array_header_2_0)
-            shape, fortran, kind = read_header(file)
-            if kind.hasobject:
-                raise ValueError("Object arrays cannot be mapped")
-            return np.memmap(file, kind, "r", file.tell(), shape, "F" if fortran else "C")
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-    if "Object arrays" in reason or "Python objects" in reason:
-        reason = "it holds Python objects, which are never unpickled; save numbers or texts"
-    elif "magic string" in reason:
-        reason = "it is none"
-    return UserError(f"{path}: cannot be read as NumPy's {path.suffix.lstrip('.') or 'npy'} file: {reason}")
-
-
 def _missing(targets: Numbers) -> Numbers:
     """Which labels are NaN, (rows,)."""
     return np.isnan(targets) if targets.dtype.kind == "f" else np.zeros(len(targets), np.bool_)
 
 
-def _encode_targets(parts: Sequence[_Opened], ignored: int, *, drops: bool) -> tuple[tuple[str, ...], Numbers]:
+def _encode_targets(parts: Sequence[OpenedArrays], ignored: int, *, drops: bool) -> tuple[tuple[str, ...], Numbers]:
     """The names of the classes of the first part, and the targets of all."""
     first = parts[0]
     texts = first.targets.dtype.kind in "US"
@@ -299,7 +152,7 @@ def _encode_targets(parts: Sequence[_Opened], ignored: int, *, drops: bool) -> t
     return names, np.concatenate(targets)
 
 
-def _labels(part: _Opened, *, texts: bool, drops: bool) -> Numbers:
+def _labels(part: OpenedArrays, *, texts: bool, drops: bool) -> Numbers:
     """Texts as they are, numbers as whole ones, and 0 where a row is to be dropped."""
     found = part.targets
     if texts != (found.dtype.kind in "US"):
@@ -322,5 +175,5 @@ def _labels(part: _Opened, *, texts: bool, drops: bool) -> Numbers:
     return np.where(gaps, 0, found).astype(np.int64)
 
 
-def _targets_of(part: _Opened) -> str:
+def _targets_of(part: OpenedArrays) -> str:
     return str(part.files.path if part.files.path.suffix == ".npz" else part.files.target)

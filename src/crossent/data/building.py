@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from crossent import config
 from crossent.custom import make
-from crossent.data.arrays import ArrayFiles, Arrays
+from crossent.data.arrays import Arrays
 from crossent.data.bundled import Bundled
 from crossent.data.module import DataModule
+from crossent.data.numpy_files import ArrayFiles
 from crossent.data.synthetic import Synthetic
 from crossent.data.table import Source
 from crossent.data.toy import Toy
