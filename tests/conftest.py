@@ -48,6 +48,17 @@ class Run:
         return found
 
 
+def assert_answered_in_one_line(run: Run, said: list[str]) -> None:
+    """A mistake of the user's: one line that says these things, in this order, and exit code 2."""
+    assert run.code == 2, run.out
+    assert run.err.startswith("error: ")
+    assert run.err.count("\n") == 1
+    position = 0
+    for part in said:
+        position = run.err.find(part, position)
+        assert position >= 0, f"{part!r} is not in {run.err!r}, or not in its place"
+
+
 def curves(directory: Path) -> dict[str, dict[int, float]]:
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
     events.Reload()

@@ -199,7 +199,7 @@ class ArraysData(FileData, tag="arrays"):
         pairs = {"path": ("target", "weight"), "val_path": ("val_target",), "test_path": ("test_target",)}
         for path, keys in pairs.items():
             if f"data.{path}" in found and not found[f"data.{path}"].endswith(".npz"):
-                found |= {f"data.{key}": getattr(self, key) for key in keys if getattr(self, key) is not None}
+                found |= {f"data.{key}": str(getattr(self, key)) for key in keys if getattr(self, key) is not None}
         return found
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from conftest import Train
+from conftest import Train, assert_answered_in_one_line
 
 GOOD = "a,b,species\n" + "".join(f"{row},{row % 3}.5,{'xyz'[row % 3]}\n" for row in range(30))
 
@@ -255,6 +255,16 @@ CASES: dict[str, tuple[Callable[[], object], str, list[str]]] = {
         f"{NPY} data.missing=mean",
         ["X.npy: row 3, column 'x1': inf, expected a finite number"],
     ),
+    "npy with inf below a row that is dropped": (
+        lambda: arrays(np.where(X == 3, np.nan, np.where(X == 7, np.inf, X)), Y),
+        f"{NPY} data.missing=drop",
+        ["X.npy: row 3, column 'x1': inf, expected a finite number"],
+    ),
+    "a number for a file": (
+        lambda: arrays(X, Y),
+        "data=arrays data.path=X.npy data.target=2020",
+        ["data.target=2020: no"],
+    ),
     "npy of fractional labels": (lambda: arrays(X, Y + 0.5), NPY, ["y.npy: row 0: 0.5 is no class"]),
     "truncated npy": (
         lambda: (arrays(X, Y), truncated("X.npy", 0.9)),
@@ -411,13 +421,7 @@ def test_a_bad_file_is_answered_in_one_line_and_leaves_nothing_behind(
 
     run = train(*shlex.split(typed))
 
-    assert run.code == 2, run.out
-    assert run.err.startswith("error: ")
-    assert run.err.count("\n") == 1
-    position = 0
-    for part in said:
-        position = run.err.find(part, position)
-        assert position >= 0, f"{part!r} is not in {run.err!r}, or not in its place"
+    assert_answered_in_one_line(run, said)
     assert sorted(workplace.rglob("*")) == before
 
 

@@ -335,6 +335,26 @@ class TestRuns:
         assert "the data is no longer what the run began with: other" in again.err
         assert again.err.count("\n") == 1
 
+    def test_resume_names_values_that_have_changed(self, train: Train) -> None:
+        Path("rows.csv").write_text(self.rows)
+        train("data=csv", "data.path=rows.csv", "data.standardize=false", "trainer.max_steps=3")
+        Path("rows.csv").write_text(self.rows.replace("6,", "7,", 1))
+
+        again = train("resume=latest", "trainer.max_steps=5")
+
+        assert "the data is no longer what the run began with: other values" in again.err
+
+    def test_resume_does_not_mind_how_a_mean_was_rounded(self, train: Train) -> None:
+        Path("rows.csv").write_text(self.rows)
+        run = train("data=csv", "data.path=rows.csv", "trainer.max_steps=3")
+        stored = run.checkpoint()
+        stored["crossent"]["data"]["mean"] *= 1 + 1e-15  # as another machine may have it
+        torch.save(stored, run.directory / "checkpoints" / "last.ckpt")
+
+        again = train("resume=latest", "trainer.max_steps=5")
+
+        assert (again.code, again.metrics["steps"]) == (0, 5), again.err
+
     def test_the_header_names_file_and_target(self, train: Train) -> None:
         Path("rows.csv").write_text(self.rows)
 

@@ -10,6 +10,7 @@ import torch
 from crossent.data.classes import find_classes
 from crossent.data.numpy_files import ArrayFiles, OpenedArrays, open_arrays
 from crossent.data.storage import InMemory, Mapped, Numbers, allocate, slices, stays_in_memory
+from crossent.data.survey import check_finite
 from crossent.data.table import Table
 from crossent.errors import UserError
 
@@ -86,8 +87,11 @@ class Arrays:
         )
         counts = [0 if each is None else len(each.features) for each in opened]
         if self._missing == "drop":
-            whole = torch.cat([~torch.isnan(table.features[part]).any(dim=1) for part in slices(table.features)])
-            whole &= torch.from_numpy(np.concatenate([~_missing(each.targets) for each in present]))
+            whole = torch.from_numpy(np.concatenate([~_missing(each.targets) for each in present]))
+            for part in slices(table.features):
+                rows_here = table.features[part]
+                check_finite(table, rows_here, part.start, missing_allowed=True)  # now, by the rows' own numbers
+                whole[part] &= ~torch.isnan(rows_here).any(dim=1)
             counts = [int(part.sum()) for part in whole.split(counts)]
             table = table.take(whole.nonzero().squeeze(1)).without_empty_classes()
         return replace(table, parts=None if len(present) == 1 else (counts[0], counts[1], counts[2]))

@@ -11,16 +11,13 @@ from crossent.data.arrow import TableFile, as_texts, is_number, is_text, listed
 from crossent.data.classes import find_classes
 from crossent.data.layout import Layout, check_rows, check_weight
 from crossent.data.storage import Numbers
-from crossent.data.table import LARGEST_WEIGHT
+from crossent.data.table import LARGEST_WEIGHT, MISSING_REMEDIES
 from crossent.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _ROWS = 65_536  # that are turned at a time
-_MISSING = (
-    "missing (empty, NA, NaN, null, None and ? are); data.missing=mean fills in the mean of the training rows, "
-    "data.missing=drop leaves the row out"
-)
+_MISSING = f"missing (empty, NA, NaN, null, None and ? are); {MISSING_REMEDIES}"
 _EXACT = 2**24  # up to which float32 holds all whole numbers
 
 

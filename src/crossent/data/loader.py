@@ -106,8 +106,7 @@ class BatchLoader:
 
     def _share(self, index: int) -> slice:
         """This rank's rows of a batch, counted in the order that they are served in."""
-        begin = index * self._batch_size
-        rows = min(self._batch_size, len(self._table) - begin)
+        begin, rows = index * self._batch_size, self._rows(index)
         first, last = (rows * rank // self._ranks for rank in (self._rank, self._rank + 1))
         return slice(begin + first, begin + last)
 

@@ -16,10 +16,9 @@ from crossent.errors import UserError
 log = logging.getLogger(__name__)
 
 _FEW_ROWS = 20  # with which anything may be meant
+_EVALUATION_NUMBERS = 4_000_000  # logits or features a batch, which bounds its memory; larger ones are no faster
 
 Loader = TypeVar("Loader", bound=BatchLoader)
-
-_EVALUATION_NUMBERS = 4_000_000  # logits or features a batch, which bounds its memory; larger ones are no faster
 
 
 class DataModule(lightning.LightningDataModule):
@@ -83,7 +82,7 @@ class DataModule(lightning.LightningDataModule):
         self._facts = DataFacts(
             table.classes, table.columns, tuple(counts), standardization, table.read_from, table.target, checksum
         )
-        copied = len(parts["train"]) < len(table)
+        copied = len(parts["train"]) < len(table)  # otherwise the memory is the source's own
         del table  # or its features would stay in memory beside those of the parts
         for name in Split._fields:
             self._tables[name] = parts.pop(name).standardized(standardization, in_place=copied)

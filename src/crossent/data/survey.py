@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crossent.data.standardization import Moments, Standardization
 from crossent.data.storage import slices
-from crossent.data.table import LARGEST_WEIGHT, Table
+from crossent.data.table import LARGEST_WEIGHT, MISSING_REMEDIES, Table
 from crossent.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def survey(table: Table, train: Tensor, *, standardize: bool, fills: bool) -> Su
     for part in slices(table.features):
         features = table.features[part]
         checksum += _checksum(features, part.start)
-        _check_finite(table, features, part.start, missing_allowed=fills)
+        check_finite(table, features, part.start, missing_allowed=fills)
         moments.add(features if counts is None else features[counts[part]])
     mean, scale = moments.mean_and_scale()
     _warn_of_columns(table, moments.means(), scale, moments.constant())
@@ -139,7 +139,18 @@ def _warn_of_columns(table: Table, means: Tensor, scale: Tensor, constant: Tenso
             )
 
 
-def _check_finite(table: Table, features: Tensor, first: int, *, missing_allowed: bool) -> None:
+def check_finite(table: Table, features: Tensor, first: int, *, missing_allowed: bool) -> None:
+    """Refuses features that are no finite number.
+
+    Args:
+        table: all rows, for the message.
+        features: of some that follow one another, (n, columns).
+        first: the index of the first of those.
+        missing_allowed: whether NaN, a missing value, is none of the mistakes.
+
+    Raises:
+        UserError: the row and the column.
+    """
     # A sum is finite where its terms are, but for overflow, and needs no memory.
     if torch.isfinite(features.sum()):
         return
@@ -150,7 +161,7 @@ def _check_finite(table: Table, features: Tensor, first: int, *, missing_allowed
     row, column = (int(index) for index in places[0])
     hint = ""
     if torch.isnan(features[row, column]) and table.origins:
-        hint = "; data.missing=mean fills in the mean of the training rows, data.missing=drop leaves the row out"
+        hint = f"; {MISSING_REMEDIES}"
     raise UserError(
         f"{table.place(first + row)}, column '{table.columns[column]}': {float(features[row, column])}, "
         f"expected a finite number{hint}"

@@ -12,6 +12,8 @@ from crossent.data.storage import Features, Mapped
 
 #: Of a row; the sum of weights has to fit float32.
 LARGEST_WEIGHT = 1e30
+#: What to do where a value of a file is missing.
+MISSING_REMEDIES = "data.missing=mean fills in the mean of the training rows, data.missing=drop leaves the row out"
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,18 @@ class DataFacts:
     checksum: int = 0
 
     def difference(self, stored: Mapping[str, object]) -> str | None:
-        """What differs from the facts that a checkpoint has stored, or None where nothing does."""
-        for name, value in self.to_plain().items():
-            old = stored.get(name, value)
-            same = torch.equal(old, value) if isinstance(old, Tensor) and isinstance(value, Tensor) else old == value
-            if not same:
-                return name.replace("_", " ")
-        return None
+        """What differs from the facts that a checkpoint has stored, in words, or None where nothing does.
+
+        Sums of floating numbers, which another machine may round otherwise, are not compared: the checksum is exact.
+        """
+        plain = self.to_plain()
+        named = {
+            "classes": "classes",
+            "columns": "columns",
+            "class_counts": "rows of the classes",
+            "checksum": "values",
+        }
+        return next((words for name, words in named.items() if stored.get(name, plain[name]) != plain[name]), None)
 
     def to_plain(self) -> dict[str, object]:
         """Values that a checkpoint can hold and ``torch.load(weights_only=True)`` reads."""
