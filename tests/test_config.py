@@ -1,4 +1,4 @@
-"""conf/ and config.py say the same, and Lightning's arguments are all there."""
+"""conf/ and the schemas say the same, and Lightning's arguments are all there."""
 
 import inspect
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Judges a composed configuration against config.py, and words what is wrong with it in one line."""
+"""Judges a composed configuration against its schema, and words what is wrong with it in one line."""
 
 import difflib
 import importlib.util
@@ -22,7 +22,7 @@ Config = TypeVar("Config", bound=msgspec.Struct)
 
 
 def check(composed: Plain, schema: type[Config]) -> Config:
-    """Turns a composed, resolved configuration into its typed form, a struct of config.py.
+    """Turns a composed, resolved configuration into its typed form, a struct of `crossent.config`.
 
     Raises:
         UserError: a key that does not exist, a value of another type or out of range, or a package that the
@@ -105,7 +105,7 @@ class _Finding:
                 return f"{path[0]}: choose one first: {path[0]}=<name>, {self._expected(path)}"
             return f"{_key(path)}: not set; expected {self._expected(path)}"
         if not what.startswith(("Expected ", "Invalid ")):
-            # A rule over several keys, worded in config.py.
+            # A rule over several keys, worded in the schema.
             return f"{_key(path)}{'.' if re.match('[a-z_]+(=|: )', what) else ': '}{what}" if path else what
         found = _value_at(path, self._plain)
         if found == _MISSING:

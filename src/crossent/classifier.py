@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from crossent.checkpoints import KEY
 from crossent.data.loader import Batch
 from crossent.head import Head
 from crossent.losses import Cost, Loss
@@ -17,8 +18,6 @@ from crossent.metrics import WeightedMean
 from crossent.optim import OptimizerFactory, SchedulerFactory
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT_KEY = "crossent"
 
 
 class SoftmaxClassifier(lightning.LightningModule):
@@ -123,7 +122,7 @@ class SoftmaxClassifier(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what predicting needs besides the weights."""
-        checkpoint[CHECKPOINT_KEY] = self._record
+        checkpoint[KEY] = self._record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes how many updates the loaded weights have had."""

@@ -41,7 +41,7 @@ class Command(Generic[Config]):
 
     Attributes:
         name: of the command, and of the file of ``conf/`` that it starts from.
-        schema: what its configuration has to be, a struct of config.py.
+        schema: what its configuration has to be, a struct of `crossent.config`.
         task: what it does once the configuration has been found right, given that configuration, the same as plain
             values, and the run directory.
         trains: whether every call is a run with a directory of its own, which can be swept, repeated and resumed.

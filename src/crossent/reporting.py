@@ -10,7 +10,7 @@ import lightning.pytorch as lightning
 
 from crossent import config, runs
 from crossent.classifier import SoftmaxClassifier
-from crossent.data import DataModule
+from crossent.data.module import DataModule
 from crossent.loggers import LastPoints
 
 log = logging.getLogger(__name__)

@@ -33,6 +33,12 @@ class StoredRun:
         last = self.directory / CHECKPOINTS / LAST_CHECKPOINT
         return self.checkpoint or (last if last.exists() else None)
 
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint to predict with: the one asked for, else the best one, else the last one, else none."""
+        best = self.directory / CHECKPOINTS / BEST_CHECKPOINT
+        return self.checkpoint or (best if best.exists() else self.newest_checkpoint)
+
     def config(self, key: str) -> dict[str, Any]:
         """The configuration that the run stored.
 
@@ -80,6 +86,20 @@ def find(reference: str, key: str) -> StoredRun:
     if path.suffix == ".ckpt" and path.parent.name == CHECKPOINTS:
         return StoredRun(path.parent.parent, path)
     raise UserError(f"{key}: neither a run directory, nor a run's {CONFIG}, nor a checkpoint in a run directory")
+
+
+def find_trained(reference: str, key: str) -> StoredRun:
+    """Finds what ``key=reference`` names to predict with: as `find` does, or a checkpoint wherever it is.
+
+    Raises:
+        UserError: there is no such run or file.
+    """
+    path = Path(reference)
+    if path.is_file() and path.name != CONFIG:
+        path = path.resolve()
+        within = path.parent.name == CHECKPOINTS
+        return StoredRun(path.parent.parent if within else path.parent, path)
+    return find(reference, key)
 
 
 def shown(path: Path) -> str:

@@ -15,9 +15,12 @@ import lightning.pytorch as lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from crossent import config, data, losses, optim, reporting, runs, starting, trainer
+from crossent import config, losses, optim, reporting, runs, starting, trainer
 from crossent.callbacks.checkpoints import Interrupted
-from crossent.classifier import CHECKPOINT_KEY, SoftmaxClassifier
+from crossent.checkpoints import KEY
+from crossent.classifier import SoftmaxClassifier
+from crossent.data.building import build
+from crossent.data.module import DataModule
 from crossent.errors import UserError
 from crossent.head import Head
 from crossent.loggers import LastPoints, TensorBoard
@@ -51,7 +54,7 @@ def train(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path) ->
         log.info("%s: already finished after %d steps; nothing to do", runs.shown(directory), stored["global_step"])
         return {}
     if stored is not None:
-        starting.check_kept(stored[CHECKPOINT_KEY]["config"], plain)  # config.yaml may have been edited since
+        starting.check_kept(stored[KEY]["config"], plain)  # config.yaml may have been edited since
     start = 0 if stored is None else int(stored["global_step"])
     if new:
         runs.claim(directory, plain)
@@ -61,7 +64,7 @@ def train(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path) ->
         if new:
             runs.discard(directory)
         raise
-    if stored is not None and (changed := run.data.facts.difference(stored[CHECKPOINT_KEY]["data"])):
+    if stored is not None and (changed := run.data.facts.difference(stored[KEY]["data"])):
         shown = runs.shown(directory)
         raise UserError(
             f"resume={shown}: the data is no longer what the run began with: other {changed}; config={shown} starts a "
@@ -100,7 +103,7 @@ class _Run:
     """All that a run needs, ready to go."""
 
     directory: Path
-    data: data.DataModule
+    data: DataModule
     classifier: SoftmaxClassifier
     trainer: lightning.Trainer
     last: LastPoints
@@ -112,7 +115,7 @@ def _prepare(
 ) -> _Run:
     """Everything that can fail through a mistake of the user's, before anything is written."""
     lightning.seed_everything(chosen.seed, verbose=False)
-    module = data.build(chosen)
+    module = build(chosen)
     module.setup()
     _check_validation(chosen, module)
     classes, columns = len(module.facts.classes), len(module.facts.columns)
@@ -143,7 +146,7 @@ def _prepare(
     return _Run(directory, module, classifier, loop, last, checkpoint)
 
 
-def _check_validation(chosen: config.TrainConfig, module: data.DataModule) -> None:
+def _check_validation(chosen: config.TrainConfig, module: DataModule) -> None:
     """Refuses an interval that never comes, on which Lightning would stop with a traceback, or that is too short."""
     if not module.rows("val"):
         return
@@ -208,7 +211,7 @@ def _load(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint holds."""
     try:
         stored: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        _ = stored["global_step"], stored[CHECKPOINT_KEY]
+        _ = stored["global_step"], stored[KEY]
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         why = (
             str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
@@ -230,7 +233,7 @@ def _finished(plain: dict[str, Any], directory: Path, stored: dict[str, Any]) ->
         return False
     if steps >= plain["trainer"]["max_steps"] > 0:
         return True
-    before = stored[CHECKPOINT_KEY]["config"]
+    before = stored[KEY]["config"]
     return all(plain[section] == before[section] for section in ("trainer", "callbacks"))
 
 

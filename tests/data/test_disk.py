@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from crossent.data import BatchLoader, DataModule, Standardization, Table, TrainLoader, loader
+from crossent.data.mapped import Mapped
 from crossent.data.shuffle import Shuffle
-from crossent.data.storage import Mapped, allocate
+from crossent.data.storage import allocate
 from crossent.data.survey import survey
 
 CPU = torch.device("cpu")
@@ -214,7 +215,7 @@ class TestStandardization:
         features[:, 2] = 7.0
         whole = Standardization.of(features)
 
-        monkeypatch.setattr("crossent.data.storage._SLICE_BYTES", 100)
+        monkeypatch.setattr("crossent.data.mapped._SLICE_BYTES", 100)
         held = allocate(1000, 3, in_memory=False)
         held[:] = features.numpy()
         mapped = Table(Mapped(held), torch.arange(1000) % 2, ("a", "b"), ("x", "y", "z"))

@@ -19,9 +19,9 @@ from crossent.data import BatchLoader, DataModule, Standardization, Table, arrow
 from crossent.data.arrays import Arrays
 from crossent.data.csv import CsvFile
 from crossent.data.files import Files
+from crossent.data.mapped import Mapped
 from crossent.data.numpy_files import ArrayFiles
 from crossent.data.parquet import ParquetFile
-from crossent.data.storage import Mapped
 
 
 def csv(text: str, **options: Any) -> Table:
@@ -279,7 +279,7 @@ class TestMissing:
         train = served(module.train_dataloader())[0]
         assert train[1].tolist() == [3, 1, 0]
         assert train[3].tolist() == pytest.approx([5, 2 / 3, 1 / 3])
-        fill = module.facts.standardization.fill
+        fill = module.facts.fill
         assert fill is not None
         assert fill.tolist() == pytest.approx([3, 2 / 3, 1 / 3])
 

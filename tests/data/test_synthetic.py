@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import Train
-from crossent.data.storage import Mapped
+from crossent.data.mapped import Mapped
 from crossent.data.synthetic import Synthetic
 
 

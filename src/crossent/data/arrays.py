@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from crossent.data.classes import find_classes
+from crossent.data.classes import class_values, find_classes
+from crossent.data.facts import DataFacts, Labels
+from crossent.data.mapped import Mapped, slices
 from crossent.data.numpy_files import ArrayFiles, OpenedArrays, open_arrays
-from crossent.data.storage import InMemory, Mapped, Numbers, allocate, slices, stays_in_memory
+from crossent.data.storage import InMemory, Numbers, allocate, stays_in_memory
 from crossent.data.survey import check_finite
 from crossent.data.table import Table
 from crossent.errors import UserError
@@ -31,6 +33,7 @@ class Arrays:
         missing: what becomes of a missing value, which is NaN: ``error``, ``mean`` or ``drop``.
         in_memory: whether the features are held in memory; ``auto`` goes by their number.
         ignored: a whole number that is no class: rows with this target count for nothing.
+        trained: of what a model was trained on, which then says what the classes are; None: the file to train on does.
     """
 
     def __init__(
@@ -42,11 +45,13 @@ class Arrays:
         missing: str = "error",
         in_memory: InMemory = "auto",
         ignored: int = -100,
+        trained: DataFacts | None = None,
     ) -> None:
         self._files = (train, val, test)
         self._missing = missing
         self._in_memory = in_memory
         self._ignored = ignored
+        self._trained = trained
 
     def load(self) -> Table:
         """The rows of all files, one after the other.
@@ -65,7 +70,9 @@ class Arrays:
         for each in present:
             _warn_of_rounding(str(each.files.path), each.features)
         rows = sum(len(each.features) for each in present)
-        classes, targets = _encode_targets(present, self._ignored, drops=self._missing == "drop")
+        classes, targets, labels = _encode_targets(
+            present, self._ignored, drops=self._missing == "drop", trained=self._trained
+        )
         features: torch.Tensor | Mapped
         in_memory = stays_in_memory(self._in_memory, rows, columns)
         if in_memory or len(present) > 1:
@@ -83,6 +90,7 @@ class Arrays:
             classes,
             tuple(f"x{column}" for column in range(columns)),
             weights,
+            labels=labels,
             origins=tuple((str(each.files.path), len(each.features)) for each in present),
         )
         counts = [0 if each is None else len(each.features) for each in opened]
@@ -132,18 +140,27 @@ def _missing(targets: Numbers) -> Numbers:
     return np.isnan(targets) if targets.dtype.kind == "f" else np.zeros(len(targets), np.bool_)
 
 
-def _encode_targets(parts: Sequence[OpenedArrays], ignored: int, *, drops: bool) -> tuple[tuple[str, ...], Numbers]:
-    """The names of the classes of the first part, and the targets of all."""
+def _encode_targets(
+    parts: Sequence[OpenedArrays], ignored: int, *, drops: bool, trained: DataFacts | None
+) -> tuple[tuple[str, ...], Numbers, Labels]:
+    """The classes' names, which a model knows or the first part says, the targets of all, and what the classes are."""
     first = parts[0]
     texts = first.targets.dtype.kind in "US"
     if first.targets.dtype.kind not in "USfiub":
         raise UserError(
             f"{_targets_of(first)}: classes are of the type {first.targets.dtype}; expected texts or whole numbers"
         )
+    if trained is not None and texts != (trained.labels == "texts"):
+        raise UserError(
+            f"{_targets_of(first)}: classes are of the type {first.targets.dtype}; the run's are {trained.labels}"
+        )
     labels = [_labels(part, texts=texts, drops=drops) for part in parts]
-    known = np.unique(labels[0][~_missing(first.targets)])
-    if not texts:
-        known = known[known != ignored]
+    if trained is not None:
+        known = class_values(trained.classes, trained.labels)
+    else:
+        known = np.unique(labels[0][~_missing(first.targets)])
+        if not texts:
+            known = known[known != ignored]
     targets = []
     for part, found in zip(parts, labels, strict=True):
         codes, unknown = find_classes(known, found, None if texts else ignored)
@@ -152,8 +169,10 @@ def _encode_targets(parts: Sequence[OpenedArrays], ignored: int, *, drops: bool)
             row = int(unknown.argmax())
             raise UserError(f"{_targets_of(part)}: row {row}: class '{found[row]}' is not among the training rows")
         targets.append(codes)
-    names = tuple(each.decode("utf-8", "replace") if isinstance(each, bytes) else str(each) for each in known)
-    return names, np.concatenate(targets)
+    if trained is not None:
+        return trained.classes, np.concatenate(targets), trained.labels
+    names = tuple(str(each) for each in known)
+    return names, np.concatenate(targets), "texts" if texts else "whole numbers"
 
 
 def _labels(part: OpenedArrays, *, texts: bool, drops: bool) -> Numbers:
@@ -164,7 +183,7 @@ def _labels(part: OpenedArrays, *, texts: bool, drops: bool) -> Numbers:
             f"{_targets_of(part)}: classes are of the type {found.dtype}, unlike those of the training rows"
         )
     if texts:
-        return np.asarray(found)
+        return np.char.decode(found, "utf-8", "replace") if found.dtype.kind == "S" else np.asarray(found)
     gaps = _missing(found)
     broken = ~(np.abs(found) < 2.0**63) if found.dtype.kind in "fu" else np.zeros(len(found), np.bool_)
     if found.dtype.kind == "f":

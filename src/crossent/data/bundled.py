@@ -27,4 +27,5 @@ class Bundled:
             targets=torch.as_tensor(bunch.target, dtype=torch.int64),
             classes=tuple(str(name) for name in bunch.target_names),
             columns=tuple(str(name) for name in bunch.feature_names),
+            labels="texts" if bunch.target_names.dtype.kind == "U" else "whole numbers",
         )

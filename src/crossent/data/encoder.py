@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 
 from crossent.data.arrow import TableFile, as_texts, is_number, is_text, listed
 from crossent.data.classes import find_classes
+from crossent.data.facts import LARGEST_WEIGHT, MISSING_REMEDIES
 from crossent.data.layout import Layout, check_rows, check_weight
 from crossent.data.storage import Numbers
-from crossent.data.table import LARGEST_WEIGHT, MISSING_REMEDIES
 from crossent.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,13 @@ class Encoder:
         }
         self._rounded: set[str] = set()
 
-    def check_columns(self, table: pa.Table, file: TableFile, first: TableFile) -> None:
+    def check_columns(self, table: pa.Table, file: TableFile, first: str) -> None:
         """Refuses a further file that lacks a column or has others.
+
+        Args:
+            table: its rows.
+            file: it, for messages.
+            first: what the layout is of, for messages.
 
         Raises:
             UserError: the column.
@@ -80,11 +85,11 @@ class Encoder:
             needed[layout.weight] = None
         for name in needed:
             if name not in names:
-                raise UserError(f"{file.path}: no column '{name}', which {first.path} has")
+                raise UserError(f"{file.path}: no column '{name}', which {first} has")
         for name in table.column_names if layout.all_columns else ():
             if name not in needed:
                 raise UserError(
-                    f"{file.path}: column '{name}', which {first.path} does not have; data.features=[…] chooses columns"
+                    f"{file.path}: column '{name}', which {first} does not have; data.features=[…] chooses columns"
                 )
         if layout.weight is not None:
             check_weight(table, file, layout.weight)
@@ -96,7 +101,7 @@ class Encoder:
             fits = {"texts": is_text, "booleans": pa.types.is_boolean}.get(what, is_number)
             # Texts among whole numbers get a line of their own, since they are no class.
             if not fits(kind) and not (what == "whole numbers" and is_text(kind)):
-                raise UserError(f"{file.path}: column '{name}': holds the type {kind}, but {what} in {first.path}")
+                raise UserError(f"{file.path}: column '{name}': holds the type {kind}, but {what} in {first}")
 
     def encode(self, table: pa.Table, file: TableFile, out: Encoded) -> None:
         """Fills in all rows of a file.

@@ -9,8 +9,10 @@ import torch
 
 from crossent.data.arrow import TableFile
 from crossent.data.encoder import Encoded, Encoder
-from crossent.data.layout import find_layout
-from crossent.data.storage import InMemory, Mapped, allocate, stays_in_memory
+from crossent.data.facts import DataFacts
+from crossent.data.layout import Layout, check_rows, find_layout
+from crossent.data.mapped import Mapped
+from crossent.data.storage import InMemory, allocate, stays_in_memory
 from crossent.data.table import Table
 
 
@@ -28,6 +30,8 @@ class Files:
         max_categories: how many different texts a column may have.
         in_memory: whether the features are held in memory; ``auto`` goes by their number.
         ignored: a whole number that is no class: rows with this target count for nothing.
+        trained: of what a model was trained on, which then says what the columns and classes are; None: the file to
+            train on does.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Files:
         max_categories: int = 1000,
         in_memory: InMemory = "auto",
         ignored: int = -100,
+        trained: DataFacts | None = None,
     ) -> None:
         self._train = train
         self._further = (val, test)
@@ -53,6 +58,7 @@ class Files:
         self._max_categories = max_categories
         self._in_memory = in_memory
         self._ignored = ignored
+        self._trained = trained
 
     def load(self) -> Table:
         """The rows of all files, one file after the other.
@@ -60,22 +66,15 @@ class Files:
         Raises:
             UserError: a file or a value that cannot be used, with its line and column.
         """
-        first = self._train.read({})
-        layout = find_layout(
-            first,
-            self._train,
-            target=self._target,
-            features=self._features,
-            weight=self._weight,
-            max_categories=self._max_categories,
-            ignored=self._ignored,
-        )
+        first, layout = self._first()
         encoder = Encoder(layout, missing=self._missing, ignored=self._ignored)
+        if self._trained is not None:
+            encoder.check_columns(first, self._train, "the run's training data")
         read: list[tuple[TableFile, pa.Table]] = [(self._train, first)]
         for file in self._further:
             if file is not None:
                 table = file.read(layout.types())
-                encoder.check_columns(table, file, self._train)
+                encoder.check_columns(table, file, str(self._train.path))
                 read.append((file, table))
         rows, width = sum(len(table) for _, table in read), len(layout.features)
         in_memory = stays_in_memory(self._in_memory, rows, width)
@@ -98,6 +97,7 @@ class Files:
             layout.classes,
             layout.features,
             None if encoded.weights is None else torch.from_numpy(encoded.weights),
+            labels=layout.labels,
             read_from=layout.columns,
             target=layout.target,
             origins=tuple((str(file.path), len(table)) for file, table in read),
@@ -105,3 +105,23 @@ class Files:
         if self._missing == "drop":
             loaded = loaded.take(torch.from_numpy(encoded.whole).nonzero().squeeze(1)).without_empty_classes()
         return replace(loaded, parts=None if self._further == (None, None) else (counts[self._train], val, test))
+
+    def _first(self) -> tuple[pa.Table, Layout]:
+        """The rows of the training file, and the layout of all files."""
+        trained = self._trained
+        if trained is None:
+            table = self._train.read({})
+            return table, find_layout(
+                table,
+                self._train,
+                target=self._target,
+                features=self._features,
+                weight=self._weight,
+                max_categories=self._max_categories,
+                ignored=self._ignored,
+            )
+        target = self._target or trained.target
+        layout = Layout.of(trained, target=target or "", weight=self._weight, all_columns=self._features is None)
+        table = self._train.read({name: kind for name, kind in layout.types().items() if name})
+        check_rows(table, self._train)
+        return table, layout if target else replace(layout, target=table.column_names[-1])

@@ -4,14 +4,14 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from crossent.checking import did_you_mean
 from crossent.data.arrow import TableFile, as_texts, is_number, is_text, listed
-from crossent.data.table import Column
+from crossent.data.facts import Column, DataFacts, Labels
 from crossent.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 # A column with more different numbers than this and some texts is one of numbers with mistakes in it.
 _MANY_NUMBERS = 20
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
-
-Labels = Literal["texts", "booleans", "whole numbers"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,19 @@ class Layout:
     def features(self) -> tuple[str, ...]:
         """The names of the features."""
         return tuple(name for column in self.columns for name in column.features)
+
+    @classmethod
+    def of(cls, facts: DataFacts, *, target: str, weight: str | None, all_columns: bool) -> Self:
+        """That of the file which a model was trained on, or one that would have made its features.
+
+        Args:
+            facts: what the model knows of that file.
+            target: the name of the column with the classes.
+            weight: the name of the one with the weights of the rows; None: there is none.
+            all_columns: whether a file is to have no others.
+        """
+        columns = facts.read_from or tuple(Column(name) for name in facts.columns)
+        return cls(columns, target, weight, facts.classes, facts.labels, all_columns)
 
     def types(self) -> dict[str, pa.DataType]:
         """As what another file's columns are to be read, where a file does not say."""

@@ -8,8 +8,8 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from crossent.data.mapped import Mapped
 from crossent.data.shuffle import Shuffle
-from crossent.data.storage import Mapped
 from crossent.data.table import Table
 
 # Features of a file that are in memory at a time; while they are served, as many again are read.

@@ -6,11 +6,13 @@ from typing import Any, TypeVar
 import lightning.pytorch as lightning
 import torch
 
+from crossent.data.facts import DataFacts
 from crossent.data.loader import BatchLoader, TrainLoader
+from crossent.data.mapped import Mapped
 from crossent.data.split import Split, stratified
-from crossent.data.storage import IN_MEMORY_BYTES, Mapped
+from crossent.data.storage import IN_MEMORY_BYTES
 from crossent.data.survey import check_shapes, survey
-from crossent.data.table import DataFacts, Source, Table
+from crossent.data.table import Source, Table
 from crossent.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -80,7 +82,16 @@ class DataModule(lightning.LightningDataModule):
         counted = parts["train"].targets[parts["train"].targets != self._ignored]
         counts = torch.bincount(counted, minlength=len(table.classes)).tolist()
         self._facts = DataFacts(
-            table.classes, table.columns, tuple(counts), standardization, table.read_from, table.target, checksum
+            table.classes,
+            table.columns,
+            tuple(counts),
+            standardization.mean.numpy(),
+            standardization.scale.numpy(),
+            None if standardization.fill is None else standardization.fill.numpy(),
+            table.labels,
+            table.read_from,
+            table.target,
+            checksum,
         )
         copied = len(parts["train"]) < len(table)  # otherwise the memory is the source's own
         del table  # or its features would stay in memory beside those of the parts

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.lib import format as npy
 
 from crossent.checking import did_you_mean
+from crossent.data.facts import LARGEST_WEIGHT
 from crossent.data.storage import IN_MEMORY_BYTES, Numbers, temporary_file
-from crossent.data.table import LARGEST_WEIGHT
 from crossent.errors import UserError
 
 # What NumPy raises of files that it cannot read, and of headers that promise what cannot be.

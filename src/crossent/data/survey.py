@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossent.data.facts import LARGEST_WEIGHT, MISSING_REMEDIES
+from crossent.data.mapped import slices
 from crossent.data.standardization import Moments, Standardization
-from crossent.data.storage import slices
-from crossent.data.table import LARGEST_WEIGHT, MISSING_REMEDIES, Table
+from crossent.data.table import Table
 from crossent.errors import UserError
 
 log = logging.getLogger(__name__)

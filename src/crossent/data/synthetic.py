@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from crossent.data.storage import InMemory, Mapped, allocate, stays_in_memory
+from crossent.data.mapped import Mapped
+from crossent.data.storage import InMemory, allocate, stays_in_memory
 from crossent.data.table import Table
 
 # Logits of the teacher that are in memory at a time.
@@ -73,6 +74,7 @@ class Synthetic:
             targets,
             tuple(str(label) for label in range(self._classes)),
             tuple(f"x{column}" for column in range(self._features)),
+            labels="whole numbers",
             best_accuracy=best / self._rows,
         )
 

@@ -1,37 +1,14 @@
-"""Labelled rows, and what a model has to know of them."""
+"""Labelled rows."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from crossent.data.facts import Column, Labels
+from crossent.data.mapped import Features, Mapped
 from crossent.data.standardization import Standardization
-from crossent.data.storage import Features, Mapped
-
-#: Of a row; the sum of weights has to fit float32.
-LARGEST_WEIGHT = 1e30
-#: What to do where a value of a file is missing.
-MISSING_REMEDIES = "data.missing=mean fills in the mean of the training rows, data.missing=drop leaves the row out"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a file, as it goes into features.
-
-    Attributes:
-        name: its name there.
-        categories: its different texts, each of which makes a feature of 0 and 1; None for numbers.
-    """
-
-    name: str
-    categories: tuple[str, ...] | None = None
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """The names of the features that it makes."""
-        return (self.name,) if self.categories is None else tuple(f"{self.name}={each}" for each in self.categories)
 
 
 @dataclass(frozen=True)
@@ -46,6 +23,7 @@ class Table:
         weights: (rows,), 0 or more, how much each row counts; None: every row once.
         parts: how many rows, in this order, are for training, validation and testing, where the source says so; rows
             for training may be split further.
+        labels: what the classes were before they had names.
         read_from: the columns of the file that the features come from; empty: features are as they are.
         target: the name of the column that the classes come from; None: they come from none.
         best_accuracy: the highest accuracy that is possible on these rows, where that is known.
@@ -58,6 +36,7 @@ class Table:
     columns: tuple[str, ...]
     weights: Tensor | None = None
     parts: tuple[int, int, int] | None = None
+    labels: Labels = "texts"
     read_from: tuple[Column, ...] = ()
     target: str | None = None
     best_accuracy: float | None = None
@@ -117,57 +96,3 @@ class Source(Protocol):
 
     def load(self) -> Table:
         """Reads all rows."""
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What a model and its predictions have to know of the data it was trained on.
-
-    Attributes:
-        classes: the names of the classes.
-        columns: the names of the features.
-        class_counts: training rows of each class.
-        standardization: what was done to the features.
-        read_from: the columns of the file that the features come from.
-        target: the name of the column that the classes come from; None: they come from none.
-        checksum: of all rows, by which to know whether they are still the same.
-    """
-
-    classes: tuple[str, ...]
-    columns: tuple[str, ...]
-    class_counts: tuple[int, ...]
-    standardization: Standardization
-    read_from: tuple[Column, ...] = ()
-    target: str | None = None
-    checksum: int = 0
-
-    def difference(self, stored: Mapping[str, object]) -> str | None:
-        """What differs from the facts that a checkpoint has stored, in words, or None where nothing does.
-
-        Sums of floating numbers, which another machine may round otherwise, are not compared: the checksum is exact.
-        """
-        plain = self.to_plain()
-        named = {
-            "classes": "classes",
-            "columns": "columns",
-            "class_counts": "rows of the classes",
-            "checksum": "values",
-        }
-        return next((words for name, words in named.items() if stored.get(name, plain[name]) != plain[name]), None)
-
-    def to_plain(self) -> dict[str, object]:
-        """Values that a checkpoint can hold and ``torch.load(weights_only=True)`` reads."""
-        return {
-            "classes": list(self.classes),
-            "columns": list(self.columns),
-            "class_counts": list(self.class_counts),
-            "mean": self.standardization.mean,
-            "scale": self.standardization.scale,
-            "fill": self.standardization.fill,
-            "read_from": [
-                {"name": each.name, "categories": None if each.categories is None else list(each.categories)}
-                for each in self.read_from
-            ],
-            "target": self.target,
-            "checksum": self.checksum,
-        }

@@ -27,4 +27,5 @@ class Toy:
             targets=torch.tensor(_TARGETS),
             classes=("0", "1", "2"),
             columns=("x1", "x2", "x3", "x4"),
+            labels="whole numbers",
         )

@@ -1,6 +1,6 @@
 """The losses that depend on few numbers of each row: a formula each.
 
-A loss added here is ten lines: a class with the formula, its parameters in ``config.py``, its defaults in
+A loss added here is ten lines: a class with the formula, its parameters in ``config/losses.py``, its defaults in
 ``conf/loss/``, and its entry in ``losses/__init__.py``. Gradients, backends, weights and the tests come with it.
 """
 

@@ -64,7 +64,7 @@ def build_scheduler(chosen: config.AnyScheduler, optimizer: Optimizer, steps: in
     Args:
         chosen: the section.
         optimizer: whose learning rate it sets.
-        steps: optimiser steps of the whole run; infinite where nobody knows, which config.py refuses for `cosine`.
+        steps: optimiser steps of the whole run; infinite where nobody knows, which is refused for `cosine`.
 
     Raises:
         UserError: a class of the user's own that cannot be made.

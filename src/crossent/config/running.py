@@ -1,0 +1,137 @@
+"""What runs and watches: the groups ``accelerator``, ``trainer``, ``logger`` and ``callbacks``."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from crossent.config.types import (
+    Arguments,
+    AtLeastOne,
+    ClassPath,
+    Count,
+    CountOrShare,
+    Duration,
+    Limit,
+    NonNegative,
+    One,
+    Positive,
+    Section,
+    Share,
+    Text,
+)
+
+Precision = Literal["32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
+
+
+class Accelerator(Section):
+    devices: One
+    num_nodes: One
+    precision: Precision
+    threads: Literal["auto"] | AtLeastOne
+
+
+class AutoAccelerator(Accelerator, tag="auto"):
+    pass
+
+
+class CpuAccelerator(Accelerator, tag="cpu"):
+    pass
+
+
+class GpuAccelerator(Accelerator, tag="gpu"):
+    pass
+
+
+class MpsAccelerator(Accelerator, tag="mps"):
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
+
+
+class CustomAccelerator(Accelerator, tag="custom"):
+    class_path: ClassPath
+    arguments: Arguments
+
+
+AnyAccelerator = AutoAccelerator | CpuAccelerator | GpuAccelerator | MpsAccelerator | CustomAccelerator
+
+
+#: Lightning's Trainer arguments that have a place elsewhere, and where.
+TRAINER_ELSEWHERE = {
+    "accelerator": "accelerator=<name>",
+    "strategy": "accelerator=<name>",
+    "devices": "accelerator.devices",
+    "num_nodes": "accelerator.num_nodes",
+    "precision": "accelerator.precision",
+    "logger": "logger=<name>",
+    "callbacks": "callbacks.*",
+    "plugins": "accelerator=<name>",
+    "default_root_dir": "hydra.run.dir",
+}
+
+
+class Trainer(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Lightning's ``Trainer`` arguments, but for those of `TRAINER_ELSEWHERE`."""
+
+    max_steps: Limit
+    max_epochs: Limit | None
+    min_steps: Count | None
+    min_epochs: Count | None
+    max_time: Duration | None
+    log_every_n_steps: AtLeastOne
+    val_check_interval: AtLeastOne | Share
+    check_val_every_n_epoch: AtLeastOne | None
+    num_sanity_val_steps: Limit
+    accumulate_grad_batches: AtLeastOne
+    gradient_clip_val: NonNegative | None
+    gradient_clip_algorithm: Literal["norm", "value"] | None
+    limit_train_batches: CountOrShare | None
+    limit_val_batches: CountOrShare | None
+    limit_test_batches: CountOrShare | None
+    limit_predict_batches: CountOrShare | None
+    overfit_batches: CountOrShare
+    fast_dev_run: bool | Count
+    enable_checkpointing: bool
+    enable_progress_bar: bool
+    enable_model_summary: bool
+    profiler: Literal["simple", "advanced", "pytorch"] | None
+    detect_anomaly: bool
+    deterministic: bool | Literal["warn"] | None
+    benchmark: bool | None
+    inference_mode: bool
+    use_distributed_sampler: bool
+    sync_batchnorm: bool
+    reload_dataloaders_every_n_epochs: Count
+    barebones: bool
+    enable_autolog_hparams: bool
+    model_registry: Text | None
+
+    def __post_init__(self) -> None:
+        if self.max_steps == -1 and self.max_epochs in (None, -1) and self.max_time is None:
+            raise ValueError("the run has no end; set max_steps, max_epochs or max_time")
+        if self.min_steps is not None and self.min_steps > self.max_steps > -1:
+            raise ValueError(f"min_steps={self.min_steps} is more than max_steps={self.max_steps}")
+
+
+class TensorBoardLogger(Section, tag="tensorboard"):
+    flush_seconds: NonNegative
+
+
+class NoLogger(Section, tag="none"):
+    pass
+
+
+AnyLogger = TensorBoardLogger | NoLogger
+
+
+class Checkpoint(Struct, kw_only=True, forbid_unknown_fields=True):
+    every_minutes: Positive | None
+    every_n_steps: AtLeastOne | None
+
+
+class EarlyStopping(Struct, kw_only=True, forbid_unknown_fields=True):
+    patience: AtLeastOne | None
+    min_delta: NonNegative
+
+
+class Callbacks(Struct, kw_only=True, forbid_unknown_fields=True):
+    checkpoint: Checkpoint
+    early_stopping: EarlyStopping

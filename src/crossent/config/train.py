@@ -1,0 +1,51 @@
+"""The configuration of ``crossent-train``."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from crossent.config.data import AnyData
+from crossent.config.losses import AnyLoss
+from crossent.config.optimizers import AnyOptimizer, AnyScheduler, CosineScheduler, Lbfgs
+from crossent.config.running import AnyAccelerator, AnyLogger, Callbacks, Trainer
+from crossent.config.types import NonNegative, Seed, Text
+
+Bias = Literal["per_class", "shared", "none"]
+Init = Literal["default", "zeros", "notebook"]
+
+
+class Model(Struct, kw_only=True, forbid_unknown_fields=True):
+    bias: Bias
+    init: Init
+    l2: NonNegative
+
+
+ACCUMULATED_LBFGS = (
+    "trainer.accumulate_grad_batches: lbfgs evaluates several times a step, and would accumulate each; "
+    "use larger batches"
+)
+
+
+class TrainConfig(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration of ``crossent-train``."""
+
+    seed: Seed
+    resume: Text | None
+    config: Text | None
+    data: AnyData
+    model: Model
+    loss: AnyLoss
+    optimizer: AnyOptimizer
+    scheduler: AnyScheduler
+    accelerator: AnyAccelerator
+    trainer: Trainer
+    logger: AnyLogger
+    callbacks: Callbacks
+
+    def __post_init__(self) -> None:
+        trainer = self.trainer
+        endless = trainer.max_steps == -1 and trainer.max_epochs in (None, -1)
+        if endless and isinstance(self.scheduler, CosineScheduler) and self.scheduler.steps is None:
+            raise ValueError("scheduler.steps=null: the run's length is not known; give the number of steps")
+        if isinstance(self.optimizer, Lbfgs) and trainer.accumulate_grad_batches > 1:
+            raise ValueError(ACCUMULATED_LBFGS)
