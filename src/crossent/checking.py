@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect
 
-from crossent.config import NAMED_GROUPS, TRAINER_ELSEWHERE, BundledData, FileData
+from crossent.config import NAMED_GROUPS, TRAINER_ELSEWHERE, BundledData
 from crossent.errors import UserError
 
 _MISSING = "???"  # OmegaConf's mark for a value that has to be given
@@ -36,8 +36,9 @@ def check(composed: Plain, schema: type[Config]) -> Config:
     data = getattr(config, "data", None)
     if isinstance(data, BundledData) and importlib.util.find_spec("sklearn") is None:
         raise UserError(f"data={plain['data']['name']}: needs scikit-learn: pip install 'crossent[sklearn]'")
-    if isinstance(data, FileData):
-        _check_files(data.files())
+    files = getattr(config if hasattr(config, "files") else data, "files", None)
+    if files is not None:
+        _check_files(files())
     return config
 
 

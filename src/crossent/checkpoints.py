@@ -73,12 +73,7 @@ def read(run: runs.StoredRun, key: str) -> Checkpoint:
     Raises:
         UserError: the run has no checkpoint yet, or the file is none, or not whole.
     """
-    path = run.checkpoint or run.best_checkpoint
-    if path is None:
-        raise UserError(
-            f"{key}: {runs.shown(run.directory)} has no checkpoint yet; a run writes the first one at its first "
-            "validation, or when callbacks.checkpoint.every_minutes have passed, or when it ends"
-        )
+    path = _path(run, key)
     stored = load(path, key)
     try:
         weight, bias = stored["state_dict"]["head.weight"], stored["state_dict"].get("head.bias")
@@ -100,19 +95,44 @@ def read(run: runs.StoredRun, key: str) -> Checkpoint:
         raise UserError(f"{key}: {path} is no checkpoint of Crossent's: {why}") from error
 
 
-def load(path: Path, key: str) -> dict[str, Any]:
+def configuration(run: runs.StoredRun, key: str) -> dict[str, Any]:
+    """The configuration in the checkpoint that a run predicts with; quick, since no tensor is read.
+
+    Raises:
+        UserError: the run has no checkpoint yet, or the file is none.
+    """
+    path = _path(run, key)
+    stored = load(path, key, tensors=False).get(KEY)
+    found = stored.get("config") if isinstance(stored, dict) else None
+    if not isinstance(found, dict):
+        raise UserError(f"{key}: {path} is no checkpoint of Crossent's: it has no configuration")
+    return found
+
+
+def _path(run: runs.StoredRun, key: str) -> Path:
+    path = run.best_checkpoint
+    if path is None:
+        raise UserError(
+            f"{key}: {runs.shown(run.directory)} has no checkpoint yet; a run writes the first one at its first "
+            "validation, or when callbacks.checkpoint.every_minutes have passed, or when it ends"
+        )
+    return path
+
+
+def load(path: Path, key: str, *, tensors: bool = True) -> dict[str, Any]:
     """All that a checkpoint holds, arrays for its tensors, after a look at whether it is whole.
 
     Args:
         path: of the file.
         key: what named it, for messages.
+        tensors: whether they are read; if not, their checksums are not looked at, and None stands for each.
 
     Raises:
         UserError: the file is no checkpoint, or not whole.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
+            broken = archive.testzip() if tensors else None
             if broken is not None:
                 raise UserError(f"{key}: {path} is damaged: the checksum of {broken} in it is wrong")
             if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
@@ -121,7 +141,7 @@ def load(path: Path, key: str) -> dict[str, Any]:
             if pickled is None:
                 raise UserError(f"{key}: {path} is a zip archive, but no checkpoint")
             with archive.open(pickled) as file:
-                stored = _Unpickler(file, archive, pickled.removesuffix("data.pkl")).load()
+                stored = _Unpickler(file, archive if tensors else None, pickled.removesuffix("data.pkl")).load()
     except _BROKEN as error:
         if zipfile.is_zipfile(path):
             why = f"it cannot be read: {' '.join(str(error).split())}"
@@ -145,11 +165,11 @@ class _Unpickler(pickle.Unpickler):
 
     Args:
         file: of the pickle.
-        archive: that has the tensors' bytes.
+        archive: that has the tensors' bytes; None: they are not read.
         folder: in which they lie there.
     """
 
-    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, folder: str) -> None:
+    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile | None, folder: str) -> None:
         super().__init__(file)
         self._archive = archive
         self._folder = folder
@@ -159,13 +179,15 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _array
+            return _nothing if self._archive is None else _array
         if module == "torch" and name in _TYPES:
             return _Storage(name)  # a type of storage, which is named and not made
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is never imported")
 
-    def persistent_load(self, reference: Any) -> Numbers:
-        """The numbers of a storage, (numbers,)."""
+    def persistent_load(self, reference: Any) -> Numbers | None:
+        """The numbers of a storage, (numbers,), if they are read."""
+        if self._archive is None:
+            return None
         _, kind, key, _, count = reference
         stored = self._archive.read(f"{self._folder}data/{key}")
         numbers = np.frombuffer(stored, _TYPES[kind.name], count)
@@ -180,6 +202,10 @@ class _Storage:
 
     def __call__(self, *arguments: object) -> Any:
         raise pickle.UnpicklingError("a storage outside of a tensor")
+
+
+def _nothing(*_: object) -> None:
+    """Stands for a tensor that is not read."""
 
 
 def _array(storage: Numbers, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> Numbers:

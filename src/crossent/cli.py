@@ -45,12 +45,14 @@ class Command(Generic[Config]):
         task: what it does once the configuration has been found right, given that configuration, the same as plain
             values, and the run directory.
         trains: whether every call is a run with a directory of its own, which can be swept, repeated and resumed.
+        evaluates: whether it starts from what the checkpoint of ``run=`` has stored of data and loss.
     """
 
     name: str
     schema: type[Config]
     task: Callable[[Config, dict[str, Any], Path], object]
     trains: bool = False
+    evaluates: bool = False
 
 
 def run(command: Command[Any], arguments: list[str] | None = None) -> int:
@@ -125,6 +127,8 @@ def _request(command: Command[Any], config_name: str, overrides: list[str], *, m
         return starting.request(config_name, overrides, multirun=multirun)
     if multirun:
         raise UserError(f"--multirun: crossent-{command.name} has no sweeps")
+    if command.evaluates:
+        return starting.evaluation_request(config_name, overrides)
     composing.parse(overrides)
     return starting.Request(config_name, overrides, RunMode.RUN)
 

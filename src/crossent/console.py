@@ -1,8 +1,10 @@
-"""Where lines for the reader go."""
+"""Where lines for the reader go, and what moves while he waits."""
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -33,3 +35,29 @@ def fall_silent() -> None:
     """Lets standard output go nowhere to the end of the process, once nobody reads it any more."""
     nowhere = Path(os.devnull).open("w")  # noqa: SIM115  # stays open as long
     os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def progress(doing: str, what: str) -> Iterator[Callable[[int, float | None], None]]:
+    """Shows a bar while something is done, where the output is a terminal.
+
+    Args:
+        doing: what is done.
+        what: is counted.
+
+    Yields:
+        To be called with the count so far, and the share of the whole, from 0 to 1, or None where nobody knows.
+    """
+    if not sys.stdout.isatty():
+        yield lambda count, share: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    counted = TextColumn("{task.fields[count]:,} " + what)
+    with Progress(TextColumn(doing), BarColumn(), counted, TimeRemainingColumn(), transient=True) as bar:
+        task = bar.add_task(doing, total=1, count=0)
+
+        def advance(count: int, share: float | None) -> None:
+            bar.update(task, completed=share or 0, total=None if share is None else 1, count=count)
+
+        yield advance

@@ -1,20 +1,25 @@
 """``crossent-explain``: shows what a softmax and its losses compute, step by step."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossent import entry
+
 if TYPE_CHECKING:
+    from crossent import cli
     from crossent.config import ExplainConfig
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; see ``crossent-explain --help``."""
-    try:
-        from crossent import cli, config  # here, so that a Ctrl-C while they are imported is answered like any other
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(cli.run(cli.Command("explain", config.ExplainConfig, _task), arguments))
+    entry.start(command, arguments)
+
+
+def command() -> "cli.Command[ExplainConfig]":
+    """``crossent-explain``."""
+    from crossent import cli, config
+
+    return cli.Command("explain", config.ExplainConfig, _task)
 
 
 def _task(config: "ExplainConfig", plain: dict[str, Any], directory: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,12 @@ def find_trained(reference: str, key: str) -> StoredRun:
         within = path.parent.name == CHECKPOINTS
         return StoredRun(path.parent.parent if within else path.parent, path)
     return find(reference, key)
+
+
+def folder_in(run: StoredRun, what: str) -> Path:
+    """A folder that is not there yet for what is done with a run: inside it, or in ``logs/`` for a lone checkpoint."""
+    above = run.directory if (run.directory / CONFIG).exists() else LATEST.parent
+    return above / what / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{short_id()}"
 
 
 def shown(path: Path) -> str:

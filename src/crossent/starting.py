@@ -112,6 +112,45 @@ def request(config_name: str, overrides: list[str], *, multirun: bool) -> Reques
     return Request(_stored_as_primary(config_name, stored, typed), [*overrides, *ours], mode, keys, stored)
 
 
+#: What parts a source has, which is nothing that other rows inherit.
+_PARTS = ("val_fraction", "test_fraction", "val_path", "test_path", "val_target", "test_target")
+#: What an evaluation takes from training, whatever data it is of.
+_AS_TRAINED = {
+    "data.standardize": "features are scaled as they were for training",
+    "data.batch_size": "the result does not depend on it",
+    "data.max_categories": "the texts that make features are those of training",
+}
+
+
+def evaluation_request(config_name: str, overrides: list[str]) -> Request:
+    """Starts from the data and the loss of the run to evaluate, as its checkpoint has them.
+
+    Classes of the user's own are left out: what a checkpoint names is never imported.
+
+    Raises:
+        UserError: an override that cannot be read or would have no effect, or no whole checkpoint.
+    """
+    from crossent import checkpoints  # and with it NumPy, which other commands do without up to here
+
+    typed = parse(overrides)
+    for each in typed:
+        if each.key_or_group in _AS_TRAINED:
+            raise UserError(f"{each.input_line}: {_AS_TRAINED[each.key_or_group]}; leave it out")
+    reference = _text(typed, "run") or "latest"
+    key = f"run={reference}"
+    run = runs.find_trained(reference, "run")
+    stored = checkpoints.configuration(run, key)
+    sections = {
+        name: dict(stored[name])
+        for name in ("data", "loss")
+        if isinstance(stored.get(name), dict) and stored[name].get("name") != "custom"
+    }
+    if "data" in sections and any(each.key_or_group.startswith("data.") for each in typed):
+        sections["data"] = {name: value for name, value in sections["data"].items() if name not in _PARTS}
+    found = f"run={_quoted(run.checkpoint or run.directory)}"
+    return Request(_stored_as_primary(config_name, sections, typed), [*overrides, found], RunMode.RUN)
+
+
 def command_to_resume(directory: Path, composed: dict[str, Any]) -> str:
     """What to type in a shell to go on with the run, as it is configured now."""
     stored = runs.leaves(runs.StoredRun(directory).config("resume"))
@@ -154,8 +193,9 @@ def _stored_as_primary(config_name: str, stored: dict[str, Any], typed: list[Ove
     if "experiment" in choices:
         line = next(each.input_line for each in typed if each.key_or_group == "experiment")
         raise UserError(f"{line}: starts from a configuration of its own; leave it out with config= or resume=")
-    stored = {**stored, "config": None, "resume": None}
     primary = yaml.safe_load((conf_directory() / f"{config_name}.yaml").read_text())
+    own = {key: value for key, value in primary.items() if key != "defaults"}  # keys may have come since
+    stored = {**own, **stored, **{key: None for key in ("config", "resume") if key in own}}
     defaults: list[Any] = []
     for entry in primary["defaults"]:
         if not isinstance(entry, dict):

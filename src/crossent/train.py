@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossent import entry
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -12,20 +14,16 @@ if TYPE_CHECKING:
     from crossent.config import TrainConfig
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; see ``crossent-train --help``."""
+    entry.start(lambda: command(_task), arguments)
+
+
 def command(task: "Callable[[TrainConfig, dict[str, Any], Path], object]") -> "cli.Command[TrainConfig]":
     """``crossent-train`` with a task: `crossent.training.train`, or another in its place."""
     from crossent import cli, config
 
     return cli.Command("train", config.TrainConfig, task, trains=True)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; see ``crossent-train --help``."""
-    try:
-        from crossent import cli  # here, so that a Ctrl-C while it is imported is answered like any other
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(cli.run(command(_task), arguments))
 
 
 def _task(config: "TrainConfig", plain: dict[str, Any], directory: Path) -> object:

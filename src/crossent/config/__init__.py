@@ -5,9 +5,11 @@ once.
 """
 
 from crossent.config.data import *
+from crossent.config.evaluate import *
 from crossent.config.explain import *
 from crossent.config.losses import *
 from crossent.config.optimizers import *
+from crossent.config.predict import *
 from crossent.config.running import *
 from crossent.config.train import *
 from crossent.config.types import *

@@ -1,9 +1,7 @@
 """The group ``data``."""
 
 import codecs
-from typing import Annotated, Literal
-
-from msgspec import Meta
+from typing import Literal
 
 from crossent.config.types import (
     Arguments,
@@ -11,6 +9,9 @@ from crossent.config.types import (
     AtLeastTwo,
     ClassPath,
     Coefficient,
+    Decimal,
+    Delimiter,
+    Encoding,
     FilePath,
     InMemory,
     ProperShare,
@@ -125,19 +126,28 @@ class TableData(FileData):
 
 
 class CsvData(TableData, tag="csv"):
-    delimiter: Annotated[str, Meta(pattern=r"^([ !#-~\t]|\\t|tab)$", description="one character, or tab")]
-    decimal: Literal[".", ","]
-    encoding: Text
+    delimiter: Delimiter
+    decimal: Decimal
+    encoding: Encoding
     header: bool
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decimal == self.delimiter:
-            raise ValueError(f"decimal={self.decimal}: the same as delimiter; a number would be two columns")
-        try:
-            codecs.lookup(self.encoding)
-        except LookupError:
-            raise ValueError(f"encoding={self.encoding}: no such encoding; utf8 and latin-1 are usual") from None
+        check_csv(self.delimiter, self.decimal, self.encoding)
+
+
+def check_csv(delimiter: str | None, decimal: str | None, encoding: str | None) -> None:
+    """Refuses what no CSV file can have; None: not known.
+
+    Raises:
+        ValueError: the key and why.
+    """
+    if decimal is not None and decimal == delimiter:
+        raise ValueError(f"decimal={decimal}: the same as delimiter; a number would be two columns")
+    try:
+        codecs.lookup(encoding or "utf8")
+    except LookupError:
+        raise ValueError(f"encoding={encoding}: no such encoding; utf8 and latin-1 are usual") from None
 
 
 class ParquetData(TableData, tag="parquet"):

@@ -23,6 +23,9 @@ CountOrShare = Count | Share
 InMemory = Literal["auto"] | bool
 Text = Annotated[str, Meta(min_length=1)]
 FilePath = Annotated[str, Meta(pattern=r"^(?!\?\?\?$).", description="a path")]  # ??? is OmegaConf's for not set
+Delimiter = Annotated[str, Meta(pattern=r"^([ !#-~\t]|\\t|tab)$", description="one character, or tab")]
+Decimal = Literal[".", ","]
+Encoding = Text
 Duration = Annotated[str, Meta(pattern=r"^\d+:\d\d:\d\d:\d\d$", description="a time as DD:HH:MM:SS")]
 ClassPath = Annotated[str, Meta(pattern=r"^\w+(\.\w+)+$", description="a class as package.module.Class")]
 Arguments = dict[str, Any]  # whatever the user's class takes

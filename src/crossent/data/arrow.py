@@ -3,16 +3,42 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from crossent.data.storage import temporary_file
+from crossent.data.storage import Numbers, temporary_file
 from crossent.errors import UserError
 
 #: Files of more bytes than this go through memory piece by piece.
 FILE_BYTES = 2**30
+
+
+class Part(NamedTuple):
+    """Some rows of a file that follow one another.
+
+    Attributes:
+        rows: they.
+        done: what share of the file has been read with them, from 0 to 1; None: nobody knows.
+    """
+
+    rows: pa.Table
+    done: float | None
+
+
+class MisfitError(Exception):
+    """A value is not of the type that its column is to have.
+
+    Attributes:
+        column: its name.
+        value: as it stands in the file.
+        place: where it stands.
+    """
+
+    def __init__(self, column: str, value: str, place: str) -> None:
+        super().__init__(column, value, place)
+        self.column, self.value, self.place = column, value, place
 
 
 class TableFile(Protocol):
@@ -22,6 +48,12 @@ class TableFile(Protocol):
 
     def read(self, types: Mapping[str, pa.DataType]) -> pa.Table:
         """All rows; columns named in ``types`` are to be read as those."""
+
+    def schema(self) -> pa.Schema:
+        """Its columns, and of what types they seem to be."""
+
+    def parts(self, types: Mapping[str, pa.DataType]) -> Iterator[Part]:
+        """All rows in order, a part at a time, of the columns named in ``types``, if need be read as those."""
 
     def place(self, row: int) -> str:
         """Where a row, counted from 0, stands, for messages."""
@@ -47,22 +79,55 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read as a {what}: {first}") from error
 
 
-def on_disk(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
-    """A table whose rows lie in a temporary file, which is gone with the process, and not in memory.
+class Spool:
+    """Rows on their way to a temporary file, which is gone with the process."""
+
+    def __init__(self, file: IO[bytes], schema: pa.Schema) -> None:
+        self._file = file
+        # Parts of a file may have other dictionaries, of which Arrow's format takes one.
+        types = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in schema.types]
+        self._schema = pa.schema(list(zip(schema.names, types, strict=True)))
+        self._writer = pa.ipc.new_file(file, self._schema)
+        self._mapped: Numbers | None = None
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Takes in the next rows."""
+        self._writer.write_batch(batch.cast(self._schema))
+
+    def end(self) -> None:
+        """Takes in no more."""
+        self._writer.close()
+        self._file.flush()
+        self._mapped = np.memmap(self._file, np.uint8, "r")
+
+    def table(self) -> pa.Table:
+        """All rows, mapped; after `end`."""
+        return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._mapped))).read_all()
+
+
+@contextlib.contextmanager
+def spooled(schema: pa.Schema) -> Iterator[Spool]:
+    """Gives what takes rows in; afterwards it has them as a table.
 
     Raises:
         UserError: the disk of temporary files is full.
     """
-    # Parts of a file may have other dictionaries, of which Arrow's format takes one.
-    types = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in schema.types]
-    decoded = pa.schema(list(zip(schema.names, types, strict=True)))
     with temporary_file() as file:
-        with pa.ipc.new_file(file, decoded) as writer:
-            for batch in batches:
-                writer.write_batch(batch.cast(decoded))
-        file.flush()
-        mapped = np.memmap(file, np.uint8, "r")
-    return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()
+        spool = Spool(file, schema)
+        yield spool
+        spool.end()
+
+
+def on_disk(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    """A table whose rows lie in a temporary file, and not in memory.
+
+    Raises:
+        UserError: the disk of temporary files is full.
+    """
+    with spooled(schema) as spool:
+        for batch in batches:
+            spool.write(batch)
+    return spool.table()
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -81,6 +146,31 @@ def is_number(kind: pa.DataType) -> bool:
 def as_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Texts, however they are stored, as one type."""
     return values.cast(pa.large_string())
+
+
+# pa.array imports pandas where that is installed, which takes longer than predicting a hundred thousand rows.
+
+
+def text_array(texts: Sequence[str]) -> pa.Array:
+    """Texts as Arrow's, (texts,)."""
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return pa.LargeStringArray.from_buffers(len(encoded), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
+
+
+def number_array(numbers: Numbers, missing: Numbers | None = None) -> pa.Array:
+    """Numbers, or true and false, as Arrow's, (numbers,), in the same memory.
+
+    Args:
+        numbers: (numbers,), contiguous.
+        missing: (numbers,), which of them are not there; None: all are.
+    """
+    known = None if missing is None else pa.py_buffer(np.packbits(~missing, bitorder="little"))
+    if numbers.dtype.kind == "b":
+        bits = pa.py_buffer(np.packbits(numbers, bitorder="little"))
+        return pa.Array.from_buffers(pa.bool_(), len(numbers), [known, bits])
+    kind = pa.from_numpy_dtype(numbers.dtype)
+    return pa.Array.from_buffers(kind, len(numbers), [known, pa.py_buffer(numbers)])
 
 
 def listed(names: Sequence[str]) -> str:

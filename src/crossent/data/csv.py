@@ -11,11 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
-from crossent.data.arrow import FILE_BYTES, on_disk, reading
+from crossent.data.ahead import in_order
+from crossent.data.arrow import FILE_BYTES, MisfitError, Part, on_disk, reading
 from crossent.errors import UserError
 
 # Of a large file, from which the types of its columns are found out, and which is in memory at a time.
 _BLOCK_BYTES = 16 * 2**20
+# Of a file that goes through memory part by part.
+_CHUNK_BYTES = 8 * 2**20
 # What a row may take at most, when all else has failed.
 _PATIENT_BYTES = 256 * 2**20
 # How many times its own size a compressed file may have in it.
@@ -78,8 +81,10 @@ class CsvFile:
             )
         return table
 
-    def _read(self, types: Mapping[str, pa.DataType], *, patient: bool) -> pa.Table:
-        """Reads the file; patiently, many times slower, a quoted text may go over several lines and a row be long."""
+    def _options(
+        self, types: Mapping[str, pa.DataType], *, patient: bool
+    ) -> tuple[arrow_csv.ReadOptions, arrow_csv.ParseOptions, arrow_csv.ConvertOptions]:
+        """How to read; patiently, many times slower, a quoted text may go over several lines and a row be long."""
         convert = arrow_csv.ConvertOptions(
             column_types=dict(types), strings_can_be_null=True, decimal_point=self._decimal, null_values=_MISSING
         )
@@ -87,6 +92,10 @@ class CsvFile:
         parse = arrow_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=patient)
         if patient:
             read.block_size = _PATIENT_BYTES
+        return read, parse, convert
+
+    def _read(self, types: Mapping[str, pa.DataType], *, patient: bool) -> pa.Table:
+        read, parse, convert = self._options(types, patient=patient)
         if self.path.stat().st_size * (1 if self.path.suffix == ".csv" else _COMPRESSED) <= FILE_BYTES:
             return arrow_csv.read_csv(self.path, read, parse, convert)
         if not patient:
@@ -97,12 +106,104 @@ class CsvFile:
                 try:
                     return on_disk(schema, blocks)
                 except pa.ArrowInvalid as error:
-                    misfit = re.search(r"In CSV column #(\d+): .*conversion error", str(error))
-                    name = None if misfit is None else schema.names[int(misfit[1])]
+                    name = _misfit(error, schema.names)
                     if name is None or name in types or schema.field(name).type == pa.string():
                         raise
                     wider = _WIDER.get(str(schema.field(name).type), pa.string())
                     convert.column_types = {**convert.column_types, name: wider}
+
+    def schema(self) -> pa.Schema:
+        """The columns, of the types that their first values have.
+
+        Raises:
+            UserError: a file that is none.
+        """
+        with reading(self.path, "CSV file"):
+            try:
+                with arrow_csv.open_csv(self.path, *self._options({}, patient=False)) as blocks:
+                    return blocks.schema
+            except pa.ArrowInvalid:
+                try:
+                    with arrow_csv.open_csv(self.path, *self._options({}, patient=True)) as blocks:
+                        return blocks.schema
+                except pa.ArrowInvalid as error:
+                    raise self._explained(error) from error
+
+    def parts(self, types: Mapping[str, pa.DataType]) -> Iterator[Part]:
+        """All rows in order, a part at a time, of some columns.
+
+        Args:
+            types: of these columns, all of which the file has.
+
+        Raises:
+            UserError: a row with more or fewer columns than the first.
+            MisfitError: a value that does not have its column's type.
+        """
+        names, rows = self.schema().names, 0
+        with reading(self.path, "CSV file"):
+            try:
+                for part in self._in_chunks(names, types):
+                    rows += len(part.rows)
+                    yield part
+                return
+            except pa.ArrowInvalid as error:
+                self._raise_if_misfit(error, names)
+            read, parse, convert = self._options(types, patient=True)
+            convert.include_columns = list(types)
+            try:
+                with arrow_csv.open_csv(self.path, read, parse, convert) as blocks:
+                    for block in blocks:  # those that went well the first time are not handed out again
+                        again = min(rows, len(block))
+                        rows -= again
+                        yield Part(pa.Table.from_batches([block.slice(again)]), None)
+            except pa.ArrowInvalid as error:
+                self._raise_if_misfit(error, names)
+                raise self._explained(error) from error
+
+    def _in_chunks(self, names: list[str], types: Mapping[str, pa.DataType]) -> Iterator[Part]:
+        """Parts that several threads read at a time; Arrow's own reader of parts has one."""
+        size = self.path.stat().st_size if self.path.suffix == ".csv" else None
+        read, parse, convert = self._options(types, patient=False)
+        convert.include_columns = list(types)
+        read = arrow_csv.ReadOptions(column_names=names, use_threads=False, block_size=2**30)
+
+        def table(chunk: pa.Buffer) -> tuple[pa.Table, int]:
+            if not chunk.size:
+                return pa.table({name: pa.array([], kind) for name, kind in types.items()}), 0
+            return arrow_csv.read_csv(pa.BufferReader(chunk), read, parse, convert), chunk.size
+
+        done = 0
+        for rows, taken in in_order(table, self._chunks()):
+            done += taken
+            yield Part(rows, None if size is None else done / size)
+
+    def _chunks(self) -> Iterator[pa.Buffer]:
+        """The text without its first line where that has the names, UTF-8, cut at the ends of lines."""
+        with pa.input_stream(self.path, compression="detect") as stream:
+            if self._encoding != "utf8":
+                stream = pa.transcoding_input_stream(stream, self._encoding, "utf8")
+            left, header = b"", self._header
+            while block := stream.read(_CHUNK_BYTES):
+                block = left + block
+                if header and b"\n" in block:
+                    block, header = block[block.index(b"\n") + 1 :], False
+                end = 0 if header else block.rfind(b"\n") + 1
+                if not end and len(block) > _PATIENT_BYTES:
+                    raise pa.ArrowInvalid("CSV parse error: a line without an end")
+                if end:
+                    yield pa.py_buffer(memoryview(block)[:end])
+                left = block[end:]
+            if left.strip() and not header:
+                yield pa.py_buffer(left)
+
+    def _raise_if_misfit(self, error: pa.ArrowInvalid, names: list[str]) -> None:
+        name = _misfit(error, names)
+        value = re.search(r"invalid value '(.*)'", str(error), re.DOTALL)
+        if name is None:
+            return
+        column, found = names.index(name), "" if value is None else value[1]
+        line = next((line for line, record in self._records() if record[column : column + 1] == [found]), 0)
+        raise MisfitError(name, found, f"{self.path}: line {line}") from error
 
     def place(self, row: int) -> str:
         """Where a row, counted from 0, stands: its line."""
@@ -143,3 +244,9 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _misfit(error: pa.ArrowInvalid, names: list[str]) -> str | None:
+    """The column with a value of another type, if that is what is wrong."""
+    found = re.search(r"In CSV column #(\d+): .*conversion error", str(error))
+    return None if found is None else names[int(found[1])]

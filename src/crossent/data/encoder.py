@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from crossent.data.arrow import TableFile, as_texts, is_number, is_text, listed
-from crossent.data.classes import find_classes
+from crossent.data.classes import class_values, find_classes
 from crossent.data.facts import LARGEST_WEIGHT, MISSING_REMEDIES
-from crossent.data.layout import Layout, check_rows, check_weight
+from crossent.data.features import FeatureEncoder, Place
+from crossent.data.layout import Layout, check_names, check_rows, check_weight
 from crossent.data.storage import Numbers
 from crossent.errors import UserError
 
@@ -18,7 +19,6 @@ log = logging.getLogger(__name__)
 
 _ROWS = 65_536  # that are turned at a time
 _MISSING = f"missing (empty, NA, NaN, null, None and ? are); {MISSING_REMEDIES}"
-_EXACT = 2**24  # up to which float32 holds all whole numbers
 
 
 @dataclass
@@ -57,15 +57,8 @@ class Encoder:
         self._missing = missing
         self._ignored = ignored
         self._classes = pa.array(layout.classes, pa.large_string())
-        self._whole_numbers = np.array(
-            [int(name) for name in layout.classes if layout.labels == "whole numbers"], np.int64
-        )
-        self._categories = {
-            column.name: pa.array(column.categories, pa.large_string())
-            for column in layout.columns
-            if column.categories is not None
-        }
-        self._rounded: set[str] = set()
+        self._whole_numbers = class_values(layout.classes if layout.labels == "whole numbers" else (), "whole numbers")
+        self._features = FeatureEncoder(layout.columns)
 
     def check_columns(self, table: pa.Table, file: TableFile, first: str) -> None:
         """Refuses a further file that lacks a column or has others.
@@ -79,29 +72,24 @@ class Encoder:
             UserError: the column.
         """
         check_rows(table, file)
-        layout, names = self._layout, set(table.column_names)
-        needed = dict.fromkeys([column.name for column in layout.columns] + [layout.target])
-        if layout.weight is not None:
-            needed[layout.weight] = None
-        for name in needed:
-            if name not in names:
-                raise UserError(f"{file.path}: no column '{name}', which {first} has")
-        for name in table.column_names if layout.all_columns else ():
-            if name not in needed:
-                raise UserError(
-                    f"{file.path}: column '{name}', which {first} does not have; data.features=[…] chooses columns"
-                )
+        layout = self._layout
+        needed = [column.name for column in layout.columns] + [layout.target]
+        check_names(
+            table.column_names,
+            file.path,
+            needed if layout.weight is None else [*needed, layout.weight],
+            known=(),
+            first=first,
+            surplus="data.features=[…] chooses columns" if layout.all_columns else None,
+        )
         if layout.weight is not None:
             check_weight(table, file, layout.weight)
-        expected = {column.name: "numbers" if column.categories is None else "texts" for column in layout.columns}
-        for name, what in {**expected, layout.target: layout.labels}.items():
-            kind = table.schema.field(name).type
-            if pa.types.is_null(kind) and name != layout.target:
-                continue
-            fits = {"texts": is_text, "booleans": pa.types.is_boolean}.get(what, is_number)
-            # Texts among whole numbers get a line of their own, since they are no class.
-            if not fits(kind) and not (what == "whole numbers" and is_text(kind)):
-                raise UserError(f"{file.path}: column '{name}': holds the type {kind}, but {what} in {first}")
+        self._features.check(table.schema, file.path, first)
+        kind, what = table.schema.field(layout.target).type, layout.labels
+        fits = {"texts": is_text, "booleans": pa.types.is_boolean}.get(what, is_number)
+        # Texts among whole numbers get a line of their own, since they are no class.
+        if not fits(kind) and not (what == "whole numbers" and is_text(kind)):
+            raise UserError(f"{file.path}: column '{layout.target}': holds the type {kind}, but {what} in {first}")
 
     def encode(self, table: pa.Table, file: TableFile, out: Encoded) -> None:
         """Fills in all rows of a file.
@@ -114,99 +102,46 @@ class Encoder:
         Raises:
             UserError: a value that is missing or does not fit, with line and column.
         """
-        layout, unseen = self._layout, 0
+        layout, seen_before = self._layout, self._features.unseen
         for start in range(0, len(table), _ROWS):
             part = slice(start, min(start + _ROWS, len(table)))
             rows = table.slice(part.start, part.stop - part.start)
-            place = 0
-            for column in layout.columns:
-                width = len(column.features)
-                room = out.features[part, place : place + width]
-                values = rows[column.name]
-                if column.categories is None:
-                    gaps = self._numbers(values, column.name, room[:, 0], file, start)
-                else:
-                    gaps, fresh = self._one_hot(values, column.name, room)
-                    unseen += fresh
-                self._note_gaps(gaps, column.name, out.whole[part], file, start)
-                place += width
-            self._targets(rows[layout.target], out.targets[part], out.whole[part], file, start)
+
+            def place(row: int, start: int = start) -> str:
+                return file.place(start + row)
+
+            whole = out.whole[part]
+            for name, gaps in self._features.encode(rows, out.features[part], place).items():
+                self._note_gaps(gaps, name, whole, place)
+            self._targets(rows[layout.target], out.targets[part], whole, place)
             if layout.weight is not None and out.weights is not None:
-                weights = out.weights[part]
-                gaps = self._numbers(rows[layout.weight], layout.weight, weights, file, start)
-                self._note_gaps(gaps, layout.weight, out.whole[part], file, start, fillable=False)
-                unfit = ~((weights >= 0) & (weights <= LARGEST_WEIGHT)) & ~gaps
-                if unfit.any():
-                    row = int(unfit.argmax())
-                    raise UserError(
-                        f"{file.place(start + row)}, column '{layout.weight}': weight {weights[row]:g}, expected a "
-                        f"number >= 0 and <= {LARGEST_WEIGHT:g}"
-                    )
-        if unseen:
+                self._weights(rows[layout.weight], layout.weight, out.weights[part], whole, place)
+        if unseen := self._features.unseen - seen_before:
             log.warning(
                 "%s: %d values of text columns were not among the training rows; all their features are 0",
                 file.path,
                 unseen,
             )
 
-    def _note_gaps(
-        self, gaps: Numbers, column: str, whole: Numbers, file: TableFile, start: int, *, fillable: bool = True
-    ) -> None:
-        if not gaps.any():
-            return
+    def _weights(self, values: pa.ChunkedArray, name: str, out: Numbers, whole: Numbers, place: Place) -> None:
+        gaps = self._features.numbers(values, name, out, place)
+        unfit = ~((out >= 0) & (out <= LARGEST_WEIGHT))
+        if gaps is not None:
+            self._note_gaps(gaps, name, whole, place, fillable=False)
+            unfit &= ~gaps
+        if unfit.any():
+            row = int(unfit.argmax())
+            raise UserError(
+                f"{place(row)}, column '{name}': weight {out[row]:g}, expected a number >= 0 and <= {LARGEST_WEIGHT:g}"
+            )
+
+    def _note_gaps(self, gaps: Numbers, column: str, whole: Numbers, place: Place, *, fillable: bool = True) -> None:
         if self._missing == "error" or (self._missing == "mean" and not fillable):
-            row = int(gaps.argmax())
             said = _MISSING if fillable else "missing; data.missing=drop leaves the row out"
-            raise UserError(f"{file.place(start + row)}, column '{column}': {said}")
+            raise UserError(f"{place(int(gaps.argmax()))}, column '{column}': {said}")
         whole &= ~gaps
 
-    def _numbers(self, values: pa.ChunkedArray, name: str, out: Numbers, file: TableFile, start: int) -> Numbers:
-        """Writes numbers, (rows,), and returns which of them are missing."""
-        kind = values.type
-        if pa.types.is_boolean(kind):
-            values = values.cast(pa.uint8())
-        elif pa.types.is_decimal(kind) or pa.types.is_null(kind):
-            values = values.cast(pa.float64())
-        exact = values.to_numpy(zero_copy_only=False)
-        with np.errstate(over="ignore"):  # a number beyond float32 is infinite, and refused below
-            out[:] = exact
-        gaps: Numbers = np.isnan(out)
-        infinite = np.isinf(out)
-        if infinite.any():
-            row = int(infinite.argmax())
-            found = f"{exact[row]:g}"
-            limit = "" if np.isinf(exact[row]) else " that float32 can hold"
-            raise UserError(f"{file.place(start + row)}, column '{name}': {found}, expected a finite number{limit}")
-        # By their values, since a column of whole numbers may have come as one of others.
-        if (
-            name not in self._rounded
-            and exact.dtype.kind in "iuf"
-            and np.abs(out).max(initial=0, where=~gaps) >= _EXACT
-        ):
-            rounded = (out.astype(np.float64) != exact) & (exact == np.floor(exact)) & ~gaps
-            if rounded.any():
-                self._rounded.add(name)
-                row = int(rounded.argmax())
-                log.warning(
-                    "%s, column '%s': %d has more digits than float32 holds, so it is rounded, and so may be others; "
-                    "if it is no quantity but a name, leave it out with data.features=[…]",
-                    file.place(start + row),
-                    name,
-                    int(exact[row]),
-                )
-        return gaps
-
-    def _one_hot(self, values: pa.ChunkedArray, name: str, out: Numbers) -> tuple[Numbers, int]:
-        """Writes a 1 where a row's text is, (rows, categories); returns which are missing, and how many are unknown."""
-        gaps: Numbers = values.is_null().to_numpy()
-        codes = pc.index_in(as_texts(values), self._categories[name]).fill_null(-1).to_numpy()
-        out[:] = 0
-        known = (codes >= 0).nonzero()[0]
-        out[known, codes[known]] = 1
-        out[gaps] = np.nan
-        return gaps, int(((codes < 0) & ~gaps).sum())
-
-    def _targets(self, values: pa.ChunkedArray, out: Numbers, whole: Numbers, file: TableFile, start: int) -> None:
+    def _targets(self, values: pa.ChunkedArray, out: Numbers, whole: Numbers, place: Place) -> None:
         layout = self._layout
         gaps: Numbers = values.is_null(nan_is_null=True).to_numpy()
         if layout.labels == "whole numbers" and not is_text(values.type):
@@ -221,11 +156,12 @@ class Encoder:
         else:
             codes = pc.index_in(as_texts(values), self._classes).fill_null(-1).to_numpy().astype(np.int64)
             unknown = (codes < 0) & ~gaps
-        self._note_gaps(gaps, layout.target, whole, file, start, fillable=False)
+        if gaps.any():
+            self._note_gaps(gaps, layout.target, whole, place, fillable=False)
         if unknown.any():
             row = int(unknown.argmax())
             raise UserError(
-                f"{file.place(start + row)}, column '{layout.target}': class '{values[row].as_py()}' is not among the "
+                f"{place(row)}, column '{layout.target}': class '{values[row].as_py()}' is not among the "
                 f"training rows, which have: {listed(layout.classes)}"
             )
         out[:] = codes

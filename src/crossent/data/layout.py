@@ -122,11 +122,47 @@ def check_rows(table: pa.Table, file: TableFile) -> None:
     Raises:
         UserError: which it is.
     """
-    name, count = Counter(table.column_names).most_common(1)[0] if table.column_names else ("", 0)
-    if count > 1:
-        raise UserError(f"{file.path}: two columns are named '{name}'")
+    _check_unique(table.column_names, file.path)
     if not len(table):
         raise UserError(f"{file.path}: no rows, only the names of {len(table.column_names)} columns")
+
+
+def check_names(
+    names: Sequence[str],
+    path: object,
+    needed: Sequence[str],
+    *,
+    known: Sequence[str | None],
+    first: str,
+    surplus: str | None,
+) -> None:
+    """Refuses a file that lacks a column, has two of one name, or others than it should.
+
+    Args:
+        names: of its columns.
+        path: of it, for messages.
+        needed: the columns that it has to have.
+        known: those that it may have.
+        first: where the columns were as they should be, for messages.
+        surplus: what to do about others, for messages; None: they may be there.
+
+    Raises:
+        UserError: the column.
+    """
+    _check_unique(names, path)
+    for name in needed:
+        if name not in names:
+            raise UserError(f"{path}: no column '{name}', which {first} has{did_you_mean(name, names).rstrip('.')}")
+    allowed = {*needed, *known}
+    for name in names:
+        if surplus is not None and name not in allowed:
+            raise UserError(f"{path}: column '{name}', which {first} does not have; {surplus.format(name=name)}")
+
+
+def _check_unique(names: Sequence[str], path: object) -> None:
+    name, count = Counter(names).most_common(1)[0] if names else ("", 0)
+    if count > 1:
+        raise UserError(f"{path}: two columns are named '{name}'")
 
 
 def check_weight(table: pa.Table, file: TableFile, name: str) -> None:

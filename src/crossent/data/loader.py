@@ -1,13 +1,13 @@
 """Batches of rows, from memory or from a file that does not fit there."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Self, TypeVar
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from crossent.data.ahead import in_order
 from crossent.data.mapped import Mapped
 from crossent.data.shuffle import Shuffle
 from crossent.data.table import Table
@@ -16,8 +16,6 @@ from crossent.data.table import Table
 _WINDOW_BYTES = 32 * 2**20
 # Of a GPU's free memory, what features may take there.
 _SHARE_OF_GPU = 0.5
-
-T = TypeVar("T")
 
 
 class Batch:
@@ -148,7 +146,7 @@ class BatchLoader:
 
         windows = range(begin // self._window, -(-end // self._window))
         index = begin
-        for inputs, targets, weights, sizes in _ahead(read, windows):
+        for inputs, targets, weights, sizes in in_order(read, windows, threads=1):
             parts = zip(
                 inputs.split(sizes),
                 targets.split(sizes),
@@ -212,16 +210,3 @@ class TrainLoader(BatchLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on at a place in the stream."""
         self._served = state["served"]
-
-
-def _ahead(read: Callable[[int], T], windows: range) -> Iterator[T]:
-    """What is read for each of the windows; the next one is read while one is in use."""
-    with ThreadPoolExecutor(1, thread_name_prefix="crossent-read") as reader:
-        waiting: Any = None
-        for window in windows:
-            coming = reader.submit(read, window)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting.result()

@@ -4,6 +4,7 @@ import lzma
 import shutil
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,13 +67,7 @@ def open_arrays(files: ArrayFiles) -> OpenedArrays:
         arrays = {key: _mapped(path) for key, path in paths.items()}
         labels = {key: str(path) for key, path in paths.items()}
     features, targets, weights = arrays["features"], arrays["target"], arrays.get("weight")
-    if features.ndim != 2 or 0 in features.shape:
-        raise UserError(
-            f"{labels['features']}: features have the shape {features.shape}; expected (rows, columns), at least one "
-            "of each"
-        )
-    if features.dtype.kind not in "fiub":
-        raise UserError(f"{labels['features']}: features are of the type {features.dtype}; expected numbers")
+    _check_features(features, labels["features"])
     for key, array in (("target", targets), ("weight", weights)):
         if array is None:
             continue
@@ -93,6 +88,46 @@ def open_arrays(files: ArrayFiles) -> OpenedArrays:
                 f"{LARGEST_WEIGHT:g}"
             )
     return OpenedArrays(files, features, targets.reshape(-1), None if weights is None else weights.reshape(-1))
+
+
+def open_features(path: Path, keep: Sequence[str]) -> tuple[Numbers, dict[str, Numbers]]:
+    """Opens the features, and what is to be kept beside them.
+
+    Args:
+        path: of the features, .npy, or of all arrays, .npz.
+        keep: the names of further arrays in the .npz.
+
+    Returns:
+        The features, (rows, columns), and the further arrays, (rows,) each.
+
+    Raises:
+        UserError: a file that is none of NumPy's, or arrays that do not fit together.
+    """
+    if path.suffix != ".npz":
+        if keep:
+            raise UserError(f"keep={keep[0]}: {path} has features alone; an .npz may have more arrays")
+        arrays = {"features": _mapped(path)}
+    else:
+        arrays = _from_archive(path, {"features": None, **{name: name for name in keep}})
+    features = arrays["features"]
+    _check_features(features, str(path))
+    kept = {name: arrays[name] for name in keep}
+    for name, array in kept.items():
+        if array.shape != features.shape[:1] or array.dtype.kind not in "fiubUS":
+            raise UserError(
+                f"keep={name}: {path} has it as {array.dtype} of the shape {array.shape}; expected numbers or texts, "
+                f"{features.shape[:1]}"
+            )
+    return features, kept
+
+
+def _check_features(features: Numbers, label: str) -> None:
+    if features.ndim != 2 or 0 in features.shape:
+        raise UserError(
+            f"{label}: features have the shape {features.shape}; expected (rows, columns), at least one of each"
+        )
+    if features.dtype.kind not in "fiub":
+        raise UserError(f"{label}: features are of the type {features.dtype}; expected numbers")
 
 
 def _mapped(path: Path) -> Numbers:
@@ -119,9 +154,8 @@ def _from_archive(path: Path, names: dict[str, str | None]) -> dict[str, Numbers
                 elif name is not None or key != "weight":
                     wanted = " or ".join(f"'{each}'" for each in known)
                     near = "" if name is None else did_you_mean(name, there).rstrip(".")
-                    raise UserError(
-                        f"{path}: no array {wanted}{near}; data.{key} can name one of: {', '.join(there) or 'none'}"
-                    )
+                    said = f"; data.{key} can name one of" if key in _NAMES else f" (keep={key}); it has"
+                    raise UserError(f"{path}: no array {wanted}{near}{said}: {', '.join(there) or 'none'}")
             return found
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, *_NO_NUMPY) as error:
         raise _unreadable(path, error) from error

@@ -1,12 +1,14 @@
 """Parquet files, read by Arrow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from crossent.data.arrow import FILE_BYTES, on_disk, reading
+from crossent.data.arrow import FILE_BYTES, Part, on_disk, reading
+
+_ROWS = 65_536  # that are read at a time
 
 
 class ParquetFile:
@@ -33,6 +35,34 @@ class ParquetFile:
             if sum(group.total_byte_size for group in groups) <= FILE_BYTES:
                 return file.read()
             return on_disk(file.schema_arrow, file.iter_batches())
+
+    def schema(self) -> pa.Schema:
+        """The columns.
+
+        Raises:
+            UserError: a file that is none, or not whole.
+        """
+        with reading(self.path, "Parquet file"), pyarrow.parquet.ParquetFile(self.path) as file:
+            return file.schema_arrow
+
+    def parts(self, types: Mapping[str, pa.DataType]) -> Iterator[Part]:
+        """All rows in order, a part at a time, of some columns.
+
+        Args:
+            types: of these columns; they have been stored with the file.
+
+        Raises:
+            UserError: a file that is none, or not whole.
+        """
+        with (
+            reading(self.path, "Parquet file"),
+            # Mapped and not read ahead, so that a row group however large does not come into memory whole.
+            pyarrow.parquet.ParquetFile(self.path, memory_map=True, pre_buffer=False) as file,
+        ):
+            rows = 0
+            for batch in file.iter_batches(_ROWS, columns=list(types)):
+                rows += len(batch)
+                yield Part(pa.Table.from_batches([batch]), rows / file.metadata.num_rows)
 
     def place(self, row: int) -> str:
         """Where a row, counted from 0, stands."""

@@ -1,0 +1,80 @@
+"""Features that are given in memory: an array, or a table of somebody else's. Imports no torch."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from crossent.data.facts import Column, DataFacts
+from crossent.data.features import FeatureEncoder, Place
+from crossent.data.layout import check_names
+from crossent.data.storage import Numbers
+from crossent.errors import UserError
+
+
+def as_features(given: Any, facts: DataFacts) -> Numbers:
+    """What is given as the features that a model was trained on, (rows, features), float32.
+
+    Args:
+        given: (rows, features), or a table with named columns: what has Arrow's ``__arrow_c_stream__``, as tables of
+            pandas, Polars and Arrow do.
+        facts: of the data that the model was trained on.
+
+    Raises:
+        UserError: a column that is missing, a number of columns other than in training, or a value that does not fit.
+    """
+    if hasattr(given, "__arrow_c_stream__"):
+        return _from_table(pa.table(given), facts)
+    array = np.asarray(given)
+    if array.ndim != 2 or array.dtype.kind not in "fiub":
+        raise UserError(
+            f"features are {array.dtype} of the shape {array.shape}; expected numbers, (rows, features), or a table "
+            "with named columns"
+        )
+    if array.shape[1] != len(facts.columns):
+        raise UserError(f"features have {array.shape[1]} columns; the run was trained on {len(facts.columns)}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such
+        features = array.astype(np.float32, copy=False)
+    check_finite(features, facts, lambda row: f"row {row}", missing_allowed=facts.fill is not None)
+    return features
+
+
+def check_finite(features: Numbers, facts: DataFacts, place: Place, *, missing_allowed: bool) -> None:
+    """Refuses features that are no finite number.
+
+    Args:
+        features: (rows, features), float32.
+        facts: of the data that the model was trained on.
+        place: says where a row, counted from 0, is from.
+        missing_allowed: whether NaN, a missing value, is none of the mistakes.
+
+    Raises:
+        UserError: the row and the column.
+    """
+    # A sum is finite where its terms are, but for overflow, and needs no memory.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(features.sum()):
+            return
+    broken = np.isinf(features) if missing_allowed else ~np.isfinite(features)
+    if broken.any():
+        row, column = (int(each[0]) for each in broken.nonzero())
+        found = "missing" if np.isnan(features[row, column]) else f"{features[row, column]:g}"
+        raise UserError(f"{place(row)}, column '{facts.columns[column]}': {found}, expected a finite number")
+
+
+def _from_table(table: pa.Table, facts: DataFacts) -> Numbers:
+    columns = facts.read_from or tuple(Column(name) for name in facts.columns)
+    first = "the run's training data"
+    needed = [column.name for column in columns]
+    check_names(table.column_names, "features", needed, known=[facts.target], first=first, surplus="leave it out")
+    encoder = FeatureEncoder(columns)
+    encoder.check(table.schema, "features", first)
+    features = np.empty((len(facts.columns), len(table)), np.float32).T  # a column's numbers side by side
+
+    def place(row: int) -> str:
+        return f"features: row {row}"
+
+    for name, gaps in encoder.encode(table, features, place).items():
+        if facts.fill is None:
+            raise UserError(f"{place(int(gaps.argmax()))}, column '{name}': missing; in training nothing was")
+    return features

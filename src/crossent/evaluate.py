@@ -1,0 +1,32 @@
+"""``crossent-evaluate``: how good a trained run is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crossent import entry
+
+if TYPE_CHECKING:
+    from crossent import cli
+    from crossent.config import EvaluateConfig
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; see ``crossent-evaluate --help``."""
+    entry.start(command, arguments)
+
+
+def command() -> "cli.Command[EvaluateConfig]":
+    """``crossent-evaluate``."""
+    from crossent import cli, config
+
+    return cli.Command("evaluate", config.EvaluateConfig, _task, evaluates=True)
+
+
+def _task(config: "EvaluateConfig", plain: dict[str, Any], directory: Path) -> object:
+    from crossent.evaluating import evaluate  # only now: a wrong override need not wait for it
+
+    return evaluate(config, plain)
+
+
+if __name__ == "__main__":
+    main()

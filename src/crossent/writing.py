@@ -1,0 +1,52 @@
+"""Writes files that appear when they are whole, or not at all. Imports no torch."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from crossent import runs
+from crossent.errors import UserError
+
+
+@contextlib.contextmanager
+def whole(path: Path, key: str) -> Iterator[Path]:
+    """Gives a temporary name in the same folder to write to, which becomes ``path`` when all has gone well.
+
+    If it has not, neither the file nor a folder that was made for it is left behind.
+
+    Args:
+        path: of the file; folders that are missing are made.
+        key: what named the path, for messages.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    made: list[Path] = []
+    part = path.with_name(f".{path.name}.{runs.short_id()}.part")
+    try:
+        _make_folders(path.parent, made)
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # or a crash could leave the name without the rows
+        part.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        with contextlib.suppress(OSError):
+            for folder in reversed(made):
+                folder.rmdir()
+        if isinstance(error, OSError) and error.filename in (None, str(part), *map(str, made)):
+            raise UserError(f"{key}={path}: cannot be written: {_reason(error)}") from error
+        raise
+
+
+def _make_folders(folder: Path, made: list[Path]) -> None:
+    for each in [*reversed(folder.parents), folder]:
+        if not each.exists():
+            each.mkdir()
+            made.append(each)
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
