@@ -1,10 +1,12 @@
 """Files of predictions: rows come in parts and go out at once. Imports no torch."""
 
 import contextlib
+import csv
+import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +36,8 @@ def opened(path: Path, kind: str, schema: pa.Schema) -> Iterator[Output]:
     """
     match kind:
         case ".csv":
-            with path.open("wb") as file, arrow_csv.CSVWriter(file, schema, write_options=_CSV) as writer:
-                yield writer
+            with path.open("wb") as file:
+                yield _Csv(file, schema)
         case ".parquet":
             texts = [field.name for field in schema if is_text(field.type)]  # numbers are hardly ever the same twice
             with pyarrow.parquet.ParquetWriter(path, schema, use_dictionary=texts) as writer:
@@ -45,7 +47,37 @@ def opened(path: Path, kind: str, schema: pa.Schema) -> Iterator[Output]:
                 yield writer
 
 
-_CSV = arrow_csv.WriteOptions(batch_size=65_536, quoting_style="needed")
+class _Csv:
+    """A CSV file in which texts have quotes where they need some; Arrow's own writer gives them to all or none.
+
+    Args:
+        file: to write to.
+        schema: the columns, whose names go into the first line.
+    """
+
+    _PLAIN, _QUOTED = (
+        arrow_csv.WriteOptions(include_header=False, batch_size=65_536, quoting_style=style)
+        for style in ("none", "needed")
+    )
+
+    def __init__(self, file: IO[bytes], schema: pa.Schema) -> None:
+        self._file = file
+        header = io.StringIO()
+        csv.writer(header, lineterminator="\n").writerow(schema.names)
+        file.write(header.getvalue().encode())
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Takes in the next rows."""
+        try:
+            self._file.write(_as_csv(rows, self._PLAIN))
+        except pa.ArrowInvalid:  # a text among them has a comma, a quote or an end of line in it
+            self._file.write(_as_csv(rows, self._QUOTED))
+
+
+def _as_csv(rows: pa.RecordBatch, options: arrow_csv.WriteOptions) -> pa.Buffer:
+    written = pa.BufferOutputStream()
+    arrow_csv.write_csv(rows, written, options)
+    return written.getvalue()
 
 
 @contextlib.contextmanager

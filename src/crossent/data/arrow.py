@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -148,7 +148,7 @@ def as_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return values.cast(pa.large_string())
 
 
-# pa.array imports pandas where that is installed, which takes longer than predicting a hundred thousand rows.
+# pa.array and to_numpy import pandas where that is installed, which takes longer than predicting 100,000 rows.
 
 
 def text_array(texts: Sequence[str]) -> pa.Array:
@@ -171,6 +171,14 @@ def number_array(numbers: Numbers, missing: Numbers | None = None) -> pa.Array:
         return pa.Array.from_buffers(pa.bool_(), len(numbers), [known, bits])
     kind = pa.from_numpy_dtype(numbers.dtype)
     return pa.Array.from_buffers(kind, len(numbers), [known, pa.py_buffer(numbers)])
+
+
+def as_numpy(values: Any) -> Numbers:
+    """Numbers, or true and false, of which none is missing, as NumPy's; in the same memory where that is one piece."""
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    if pa.types.is_boolean(array.type):
+        return np.from_dlpack(array.cast(pa.uint8())).view(np.bool_)
+    return np.from_dlpack(array)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crossent.data.arrow import as_texts, is_number, is_text, text_array
+from crossent.data.arrow import as_numpy, as_texts, is_number, is_text, text_array
 from crossent.data.facts import Column
 from crossent.data.storage import Numbers
 from crossent.errors import UserError
@@ -92,9 +92,9 @@ class FeatureEncoder:
         kind = values.type
         if pa.types.is_boolean(kind):
             values = values.cast(pa.uint8())
-        elif pa.types.is_decimal(kind) or pa.types.is_null(kind):
-            values = values.cast(pa.float64())
-        exact = values.to_numpy(zero_copy_only=False)
+        if pa.types.is_decimal(kind) or (values.null_count and not pa.types.is_floating(kind)):
+            values = values.cast(pa.float64(), safe=False)  # the nearest one
+        exact = as_numpy(values.fill_null(np.nan) if values.null_count else values)
         with np.errstate(over="ignore"):  # a number beyond float32 is infinite, and refused below
             out[:] = exact
         lowest, highest = out.min(initial=np.inf), out.max(initial=-np.inf)  # NaN where there is one
@@ -132,14 +132,15 @@ class FeatureEncoder:
 
     def _one_hot(self, values: Values, name: str, out: Numbers) -> Numbers | None:
         """Writes a 1 where a row's text is, (rows, categories); returns which are missing, or None where none is."""
-        codes = pc.index_in(as_texts(values), self._categories[name]).fill_null(-1).to_numpy(zero_copy_only=False)
+        codes = pc.index_in(as_texts(values), self._categories[name]).fill_null(-1)
+        codes = as_numpy(codes)
         out[:] = 0
         known = (codes >= 0).nonzero()[0]
         out[known, codes[known]] = 1
         self.unseen += len(codes) - len(known)
         if not values.null_count:
             return None
-        gaps: Numbers = values.is_null().to_numpy(zero_copy_only=False)
+        gaps: Numbers = as_numpy(values.is_null())
         self.unseen -= int(gaps.sum())
         out[gaps] = np.nan
         return gaps

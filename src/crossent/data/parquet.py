@@ -1,11 +1,13 @@
 """Parquet files, read by Arrow."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 
+from crossent.data.ahead import in_order
 from crossent.data.arrow import FILE_BYTES, Part, on_disk, reading
 
 _ROWS = 65_536  # that are read at a time
@@ -59,8 +61,10 @@ class ParquetFile:
             # Mapped and not read ahead, so that a row group however large does not come into memory whole.
             pyarrow.parquet.ParquetFile(self.path, memory_map=True, pre_buffer=False) as file,
         ):
-            rows = 0
-            for batch in file.iter_batches(_ROWS, columns=list(types)):
+            rows, batches = 0, file.iter_batches(_ROWS, columns=list(types))
+            for batch in in_order(lambda _: next(batches, None), itertools.count(), threads=1):
+                if batch is None:
+                    return
                 rows += len(batch)
                 yield Part(pa.Table.from_batches([batch]), rows / file.metadata.num_rows)
 
