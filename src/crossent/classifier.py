@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as lightning
-import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from crossent.checkpoints import KEY
 from crossent.data.loader import Batch
 from crossent.head import Head
 from crossent.losses import Cost, Loss
-from crossent.metrics import WeightedMean
+from crossent.metrics import Evaluation
 from crossent.optim import OptimizerFactory, SchedulerFactory
 
 log = logging.getLogger(__name__)
@@ -54,8 +53,7 @@ class SoftmaxClassifier(lightning.LightningModule):
         self._record = dict(record or {})
         self._step = _OpenStep()
         self._loaded_steps: int | None = None
-        self._costs = WeightedMean()
-        self._accuracy = WeightedMean()
+        self.evaluation = Evaluation(head.classes, loss.ignore_index)
 
     def forward(self, features: Tensor) -> Tensor:
         """The logits of all classes, (rows, classes), from features, (rows, columns)."""
@@ -99,8 +97,9 @@ class SoftmaxClassifier(lightning.LightningModule):
             self.trainer.fit_loop.epoch_loop.min_steps = None
 
     def on_train_start(self) -> None:
-        """From here on the trainer counts the updates."""
+        """From here on the trainer counts the updates, with which a temperature no longer fits."""
         self._loaded_steps = None
+        self.evaluation.temperature = None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
@@ -125,8 +124,9 @@ class SoftmaxClassifier(lightning.LightningModule):
         checkpoint[KEY] = self._record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes how many updates the loaded weights have had."""
+        """Notes how many updates the loaded weights have had, and how they were calibrated."""
         self._loaded_steps = checkpoint["global_step"]
+        self.evaluation.temperature = checkpoint[KEY].get("temperature")
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of the running hook here some fifty times a step, and torch.nn.Module's own
@@ -158,17 +158,13 @@ class SoftmaxClassifier(lightning.LightningModule):
         return self.l2 / 2 * self.head.weight.square().sum() if self.l2 else None
 
     def _evaluate(self, batch: Batch) -> None:
-        cost = self._cost(batch)
-        # The type is named, since the usual one has 16 bits in a run of that precision.
-        self._costs.update(cost.mean, torch.as_tensor(cost.weight, dtype=cost.mean.dtype, device=cost.mean.device))
-        hits = self(self._features(batch)).argmax(dim=1) == batch.targets
-        counts = batch.targets != self.loss.ignore_index
-        self._accuracy.update(hits, counts if batch.weights is None else counts * batch.weights)
+        head, features = self.head, self._features(batch)
+        cost, outputs = self.loss.with_outputs(features, head.weight, head.output_bias, batch.targets, batch.weights)
+        self.evaluation.update(cost, head.of_all_classes(outputs), batch.targets, batch.weights)
 
     def _evaluated(self, split: str) -> dict[str, float]:
-        metrics = {"cost": float(self._costs.compute()), "accuracy": float(self._accuracy.compute())}
-        self._costs.reset()
-        self._accuracy.reset()
+        metrics = self.evaluation.metrics()
+        self.evaluation.reset()
         steps = self.trainer.global_step if self._loaded_steps is None else self._loaded_steps
         self._write(split, steps, metrics)
         return metrics

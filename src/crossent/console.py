@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -61,3 +61,22 @@ def progress(doing: str, what: str) -> Iterator[Callable[[int, float | None], No
             bar.update(task, completed=share or 0, total=None if share is None else 1, count=count)
 
         yield advance
+
+
+def metrics_table(points: Mapping[str, tuple[int, float]]) -> list[str]:
+    """The last points of the curves: a line for each metric, a column for each split.
+
+    Args:
+        points: step and value by tag, ``<split>/<metric>``.
+    """
+    tags = [tag.split("/", 1) for tag in points]
+    splits = sorted({split for split, _ in tags}, key=("train", "val", "test").index)
+    names = list(dict.fromkeys(name for _, name in tags))
+    width = max([len(name) for name in names], default=0)
+    lines = [" " * width + "".join(f"{split:>12}" for split in splits)]
+    for name in names:
+        found = [points.get(f"{split}/{name}") for split in splits]
+        lines.append(f"{name:<{width}}" + "".join(" " * 12 if each is None else f"{each[1]:12.6f}" for each in found))
+    steps = [max(step for tag, (step, _) in points.items() if tag.startswith(f"{split}/")) for split in splits]
+    lines.append(f"{'at step':<{width}}" + "".join(f"{step:12}" for step in steps))
+    return [line.rstrip() for line in lines]

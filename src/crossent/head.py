@@ -55,10 +55,13 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """The logits of all classes, (rows, classes), from features, (rows, features)."""
-        logits = F.linear(features, self.weight, self.output_bias)
-        if logits.shape[1] == self.classes:
-            return logits
-        return torch.cat([torch.zeros_like(logits), logits], dim=1)  # softmax([0, d]) = [1 − sigmoid(d), sigmoid(d)]
+        return self.of_all_classes(F.linear(features, self.weight, self.output_bias))
+
+    def of_all_classes(self, outputs: Tensor) -> Tensor:
+        """The logits of all classes, (rows, classes), from the outputs, (rows, outputs)."""
+        if outputs.shape[1] == self.classes:
+            return outputs
+        return torch.cat([torch.zeros_like(outputs), outputs], dim=1)  # softmax([0, d]) = [1 − sigmoid(d), sigmoid(d)]
 
 
 def _after_notebooks_draws() -> torch.Generator:

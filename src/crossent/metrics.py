@@ -1,8 +1,20 @@
-"""What evaluation adds up."""
+"""What evaluation adds up: in memory that depends on the number of classes and bins, and not on that of rows.
+
+torchmetrics has the same metrics, but up to 1.9 its calibration error keeps every row, its class-wise counts go through
+a table of classes × classes, and none of them takes weights. Its base class, which adds up over ranks, is used.
+"""
+
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
+
+from crossent.losses.base import Cost
+
+#: Of confidence, all equally wide.
+BINS = 15
+_TOP = 5
 
 
 class WeightedMean(Metric):
@@ -30,4 +42,215 @@ class WeightedMean(Metric):
 
     def compute(self) -> Tensor:
         """The mean, a scalar; 0 where nothing has a weight."""
-        return self.total / self.weight.where(self.weight != 0, 1)
+        return self.total / _nonzero(self.weight)
+
+
+class PerClass(NamedTuple):
+    """Weights of rows by class, (classes,) each: their number, where every row counts once.
+
+    Attributes:
+        support: of the class.
+        predicted: taken for the class.
+        hits: both.
+    """
+
+    support: Tensor
+    predicted: Tensor
+    hits: Tensor
+
+    @property
+    def precision(self) -> Tensor:
+        """Hits / predicted, (classes,); 0 where nothing was taken for the class."""
+        return self.hits / _nonzero(self.predicted)
+
+    @property
+    def recall(self) -> Tensor:
+        """Hits / support, (classes,); 0 where no row is of the class."""
+        return self.hits / _nonzero(self.support)
+
+    @property
+    def f1(self) -> Tensor:
+        """The harmonic mean of precision and recall, (classes,); 0 where neither is above 0."""
+        return 2 * self.hits / _nonzero(self.support + self.predicted)
+
+
+class Reliability(NamedTuple):
+    """Rows by how sure the prediction is, in bins of (0, 1/15], (1/15, 2/15], …; (bins,) each.
+
+    Attributes:
+        weight: of the rows in the bin.
+        confidence: the mean of their highest probabilities; 0 where there are none.
+        accuracy: the share of them that is right; 0 where there are none.
+    """
+
+    weight: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+
+    @property
+    def error(self) -> Tensor:
+        """The expected calibration error, a scalar: Σ weight · |accuracy − confidence| / Σ weight.
+
+        Guo et al., On Calibration of Modern Neural Networks, 2017, equation 3.
+        """
+        return (self.weight * (self.accuracy - self.confidence).abs()).sum() / _nonzero(self.weight.sum())
+
+
+class Scores(Metric):
+    """What logits tell of how good a classifier is, over all batches and ranks.
+
+    - ``accuracy``: the share of rows whose largest logit is the target's.
+    - ``top5_accuracy``: the share whose target is among the five largest; 1 for five classes and fewer.
+    - ``balanced_accuracy``: the mean of the classes' recalls; classes without a row are left out.
+    - ``macro_f1``: the mean of the classes' F1; classes without a row that nothing was taken for are left out.
+    - ``nll``: the mean of −log p of the target.
+    - ``brier``: the mean of Σ (p − one-hot)², from 0 to 2, over all classes (Brier, 1950).
+    - ``ece``: the expected calibration error in 15 bins.
+
+    Equal logits rank in the order of the classes. Every mean goes by the rows' weights.
+
+    Args:
+        classes: how many.
+    """
+
+    full_state_update = False
+    sums: Tensor  # of accuracy, top5_accuracy, nll, brier and the weights
+    by_class: Tensor  # (3, classes), as PerClass has them
+    bins: Tensor  # (3, bins), sums of what Reliability has
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        # float32, since an Apple GPU has nothing wider; other devices widen it when the first batch comes.
+        self.add_state("sums", torch.zeros(5), dist_reduce_fx="sum")
+        self.add_state("by_class", torch.zeros(3, classes), dist_reduce_fx="sum")
+        self.add_state("bins", torch.zeros(3, BINS), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Takes in rows.
+
+        Args:
+            logits: (rows, classes).
+            targets: (rows,), int64, from 0 to classes - 1.
+            weights: (rows,), or None: every row counts once.
+        """
+        wide = torch.float32 if logits.device.type == "mps" else torch.float64
+        for name in ("sums", "by_class", "bins"):
+            setattr(self, name, getattr(self, name).to(wide))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        weights = torch.ones_like(targets, dtype=wide) if weights is None else weights.to(wide)
+        logarithms = logits.log_softmax(dim=1)
+        own = targets.unsqueeze(1)
+        nll = -logarithms.gather(1, own).squeeze(1)
+        predicted = logits.argmax(dim=1)
+        right = predicted == targets
+        confidence = logarithms.gather(1, predicted.unsqueeze(1)).squeeze(1).exp()
+        ahead = _ranked_higher(logits, own) if logits.shape[1] > _TOP else torch.zeros_like(targets)
+        probabilities = logarithms.exp_()
+        brier = 1 - 2 * probabilities.gather(1, own).squeeze(1) + probabilities.square().sum(dim=1)
+        rows = torch.stack(
+            [right.to(wide), (ahead < _TOP).to(wide), nll.to(wide), brier.to(wide), torch.ones_like(weights)]
+        )
+        self.sums += rows @ weights
+        hits = weights * right
+        for place, (index, weight) in enumerate(((targets, weights), (predicted, weights), (targets, hits))):
+            self.by_class[place].index_add_(0, index, weight)
+        bins = (confidence * BINS).ceil().long().sub_(1).clamp_(0, BINS - 1)
+        for place, weight in enumerate((weights, weights * confidence, hits)):
+            self.bins[place].index_add_(0, bins, weight)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Every metric by its name, a scalar each."""
+        accuracy, top, nll, brier = (self.sums[:4] / _nonzero(self.sums[4])).unbind()
+        classes = self.per_class
+        present, met = classes.support > 0, classes.support + classes.predicted > 0
+        return {
+            "accuracy": accuracy,
+            "top5_accuracy": top,
+            "balanced_accuracy": classes.recall.sum() / _nonzero(present.sum()),
+            "macro_f1": classes.f1.sum() / _nonzero(met.sum()),
+            "nll": nll,
+            "brier": brier,
+            "ece": self.reliability.error,
+        }
+
+    @property
+    def per_class(self) -> PerClass:
+        """What is known of each class."""
+        return PerClass(*self.by_class.unbind())
+
+    @property
+    def reliability(self) -> Reliability:
+        """How right the predictions are for how sure they are."""
+        weight, confidence, hits = self.bins.unbind()
+        return Reliability(weight, confidence / _nonzero(weight), hits / _nonzero(weight))
+
+
+class Evaluation(nn.Module):
+    """All that is recorded of a split: the cost, and what the logits tell.
+
+    Args:
+        classes: how many.
+        ignore_index: the target of rows that count for nothing.
+
+    Attributes:
+        temperature: by which logits are divided; None: they were not calibrated.
+        scores: of the logits, so divided.
+        uncalibrated: of the logits as they are, where there is a temperature.
+    """
+
+    def __init__(self, classes: int, ignore_index: int) -> None:
+        super().__init__()
+        self.temperature: float | None = None
+        self.scores = Scores(classes)
+        self.uncalibrated = Scores(classes)
+        self._costs = WeightedMean()
+        self._ignored = ignore_index
+
+    def update(self, cost: Cost | None, logits: Tensor, targets: Tensor, weights: Tensor | None) -> None:
+        """Takes in rows.
+
+        Args:
+            cost: of the rows; None: nobody wants to know.
+            logits: (rows, classes), before they are calibrated.
+            targets: (rows,), from 0 to classes - 1, or ``ignore_index``.
+            weights: (rows,), or None: every row counts once.
+        """
+        if cost is not None:
+            # The type is named, since the usual one has 16 bits in a run of that precision.
+            weight = torch.as_tensor(cost.weight, dtype=cost.mean.dtype, device=cost.mean.device)
+            self._costs.update(cost.mean, weight)
+        counts = targets != self._ignored
+        if not counts.all():
+            logits, targets = logits[counts], targets[counts]
+            weights = None if weights is None else weights[counts]
+        if self.temperature is None:
+            self.scores.update(logits, targets, weights)
+        else:
+            self.uncalibrated.update(logits, targets, weights)
+            self.scores.update(logits / self.temperature, targets, weights)
+
+    def metrics(self) -> dict[str, float]:
+        """Every metric by its name; ``nll_uncalibrated`` and ``ece_uncalibrated`` where there is a temperature."""
+        metrics: dict[str, Tensor] = dict(self.scores.compute())
+        if self._costs.update_called:
+            metrics = {"cost": self._costs.compute(), **metrics}
+        if self.temperature is not None:
+            before = self.uncalibrated.compute()
+            metrics |= {f"{name}_uncalibrated": before[name] for name in ("nll", "ece")}
+        return {name: float(value) for name, value in metrics.items()}
+
+    def reset(self) -> None:
+        """Forgets all rows."""
+        for each in (self._costs, self.scores, self.uncalibrated):
+            each.reset()
+
+
+def _ranked_higher(logits: Tensor, own: Tensor) -> Tensor:
+    """How many classes come before the target, (rows,)."""
+    logit = logits.gather(1, own)
+    earlier = torch.arange(logits.shape[1], device=logits.device) < own
+    return ((logits > logit) | ((logits == logit) & earlier)).sum(dim=1)
+
+
+def _nonzero(divisor: Tensor) -> Tensor:
+    return divisor.where(divisor != 0, 1)

@@ -10,6 +10,7 @@ import lightning.pytorch as lightning
 
 from crossent import config, runs
 from crossent.classifier import SoftmaxClassifier
+from crossent.console import metrics_table
 from crossent.data.module import DataModule
 from crossent.loggers import LastPoints
 
@@ -102,10 +103,10 @@ def print_results(
     patience = chosen.callbacks.early_stopping.patience
     why = f"; val/cost had not improved for {patience} validations" if stopped_early else ""
     log.info("\ntrained to step %d in %.2f s%s", steps, seconds, why)
-    for tag, (step, value) in sorted(last.points.items()):
-        log.info("%-14s %10.6f  at step %d", tag, value, step)
+    for line in metrics_table(last.points):
+        log.info("%s", line)
     if best_accuracy is not None:
-        log.info("%-14s %10.6f  of the best possible classifier, on average over all rows", "accuracy", best_accuracy)
+        log.info("accuracy of the best possible classifier, on average over all rows: %.6f", best_accuracy)
     if isinstance(chosen.logger, config.TensorBoardLogger) and last.points:
         logs = runs.LATEST.parent.absolute()
         shown = runs.shown(logs if logs in directory.parents else directory)

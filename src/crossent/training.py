@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from crossent import config, losses, optim, reporting, runs, starting, trainer
+from crossent.calibration import calibrate
 from crossent.callbacks.checkpoints import Interrupted
 from crossent.checkpoints import KEY
 from crossent.classifier import SoftmaxClassifier
@@ -78,6 +79,8 @@ def train(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path) ->
     with _process_settings(chosen, run):
         seconds = _fit(run, plain)
         steps = max(start, run.trainer.global_step)
+        if chosen.calibration is not None and not chosen.trainer.fast_dev_run:
+            _calibrate(run)
         if run.data.rows("test") and not chosen.trainer.barebones:
             _test(run, plain)
     for logger in run.trainer.loggers:
@@ -178,6 +181,16 @@ def _fit(run: _Run, plain: dict[str, Any]) -> float:
     return time.perf_counter() - started
 
 
+def _calibrate(run: _Run) -> None:
+    """Fits the temperature of the best weights and of the last ones, and stores each with them."""
+    batches = run.data.val_dataloader()
+    assert not isinstance(batches, list)  # the configuration has seen that there are validation rows
+    for name in (runs.BEST_CHECKPOINT, runs.LAST_CHECKPOINT):
+        path = run.directory / runs.CHECKPOINTS / name
+        if path.exists():
+            calibrate(path, run.classifier.head, batches, run.classifier.loss.ignore_index)
+
+
 def _test(run: _Run, plain: dict[str, Any]) -> None:
     """Tests the best weights where there is a val split to tell them, else the last."""
     best = run.directory / runs.CHECKPOINTS / runs.BEST_CHECKPOINT
@@ -229,7 +242,8 @@ def _finished(plain: dict[str, Any], directory: Path, stored: dict[str, Any]) ->
         steps = json.loads((directory / runs.METRICS).read_text())["steps"]
     except (OSError, ValueError, KeyError):
         return False
-    if steps != stored["global_step"]:
+    calibrated = plain["calibration"] is None or "temperature" in stored[KEY]
+    if steps != stored["global_step"] or not calibrated:
         return False
     if steps >= plain["trainer"]["max_steps"] > 0:
         return True

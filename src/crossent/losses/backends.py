@@ -54,6 +54,15 @@ def mean(loss: "RowLoss", rows: Rows, weight: Tensor, bias: Tensor | None) -> Te
     return run(loss, rows, weight, offset, weight.dtype)
 
 
+def mean_of_outputs(loss: "RowLoss", rows: Rows, weight: Tensor) -> Tensor:
+    """The weighted mean of the costs, a scalar, of rows whose ``features`` are their logits, (rows, classes)."""
+    logits = rows.features
+    added = loss.offset(None, weight)  # what the loss adds by itself
+    logits = logits if added is None else logits + added
+    reads = loss.reading(logits).statistics
+    return rows.mean(loss.cost_of(take(logits, rows.targets, 1, reads, loss.class_share(logits)), rows))
+
+
 def choose(name: str, rows: int, classes: int) -> str:
     """What ``auto`` stands for with so many logits: ``dense`` or ``chunked``."""
     if name != "auto":

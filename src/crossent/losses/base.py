@@ -191,6 +191,49 @@ class Loss(nn.Module, ABC):
             _refuse_nan(features, targets != self.ignore_index)
         return Cost(mean, rows.total)
 
+    def with_outputs(
+        self,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> tuple[Cost, Tensor]:
+        """The mean cost of the rows, and the head's outputs, (rows, outputs), to evaluate with; no gradients.
+
+        Where a loss depends on plain logits, these are computed once, and all of them are held.
+
+        Args:
+            features: (rows, features).
+            weight: (outputs, features).
+            bias: (outputs,), or None.
+            targets: (rows,), integers from 0 to classes - 1, or ``ignore_index``.
+            sample_weight: (rows,), multiplies a row's cost and its share of the mean's denominator.
+        """
+        outputs = F.linear(features, weight, bias)
+        narrow = torch.is_autocast_enabled(features.device.type) or weight.dtype.itemsize < 4
+        if narrow:  # the loss takes care of which part of it is computed in 16 bits
+            return self(features, weight, bias, targets, sample_weight), outputs
+        with torch.no_grad():
+            rows = self._counting(outputs, targets, sample_weight, self.classes(weight.shape[0]))
+            if not rows.targets.shape[0]:
+                return Cost(outputs.new_zeros(()), 0.0), outputs
+            mean = self.mean_of_outputs(rows, weight)
+        if mean is None:
+            return self(features, weight, bias, targets, sample_weight), outputs
+        return Cost(mean, rows.total), outputs
+
+    def mean_of_outputs(self, rows: Rows, weight: Tensor) -> Tensor | None:
+        """The weighted mean of the costs of rows whose ``features`` are the head's outputs already, (rows, outputs).
+
+        None, unless the loss says otherwise: it makes something else of features and weight than their product.
+
+        Args:
+            rows: at least one.
+            weight: (outputs, features), of which the outputs are.
+        """
+        return None
+
     @abstractmethod
     def mean(self, rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The weighted mean of the costs of the rows, at least one, a scalar; `Loss.forward` tells the shapes."""
@@ -245,8 +288,15 @@ class LogitLoss(Loss):
 
     def mean(self, rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The weighted mean of the rows' costs; costs of 16-bit logits are computed in float32."""
-        logits = F.linear(rows.features, weight, bias)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self._mean(rows._replace(features=F.linear(rows.features, weight, bias)))
+
+    def mean_of_outputs(self, rows: Rows, weight: Tensor) -> Tensor | None:
+        """The weighted mean of the rows' costs, unless a class of the user's own takes other logits than these."""
+        return self._mean(rows) if type(self).mean is LogitLoss.mean else None
+
+    def _mean(self, rows: Rows) -> Tensor:
+        """The weighted mean of the rows' costs, from their logits in the place of features."""
+        logits = rows.features.to(torch.promote_types(rows.features.dtype, torch.float32))
         costs = self.cost(logits, rows.targets)
         if costs.shape != rows.targets.shape:
             raise ValueError(

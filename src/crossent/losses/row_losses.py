@@ -61,6 +61,10 @@ class RowLoss(Loss):
         """The weighted mean of the rows' costs, a scalar."""
         return backends.mean(self, rows, weight, bias)
 
+    def mean_of_outputs(self, rows: Rows, weight: Tensor) -> Tensor | None:
+        """The weighted mean of the rows' costs, unless a class of the user's own takes other logits than these."""
+        return backends.mean_of_outputs(self, rows, weight) if type(self).mean is RowLoss.mean else None
+
     def cost_of(self, row: Statistics, rows: Rows) -> Tensor:
         """The cost of each row with all that belongs to it, (rows,)."""
         cost = self.cost(row)

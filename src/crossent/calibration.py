@@ -1,0 +1,153 @@
+"""Temperature scaling: one number that makes probabilities mean what they say, and changes no prediction.
+
+Guo et al., On Calibration of Modern Neural Networks, 2017, section 4.2.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossent.checkpoints import KEY
+from crossent.data.loader import Batch
+from crossent.head import Head
+from crossent.metrics import Evaluation
+from crossent.writing import whole
+
+log = logging.getLogger(__name__)
+
+_PASSES = 50
+_EXACT = 1e-9  # relative change of the temperature at which it has been found
+
+
+class Logits(NamedTuple):
+    """Logits of some rows.
+
+    Attributes:
+        logits: (rows, classes).
+        targets: (rows,), int64, or the index of rows that count for nothing.
+        weights: (rows,), or None: every row counts once.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    weights: Tensor | None
+
+
+def calibrate(path: Path, head: Head, batches: Iterable[Batch], ignored: int) -> None:
+    """Fits the temperature of a checkpoint's weights, and stores it there; None where the rows do not tell one.
+
+    Args:
+        path: of the checkpoint.
+        head: of the run, whatever its weights.
+        batches: of validation rows; gone through several times.
+        ignored: the target of rows that count for nothing.
+    """
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    head = copy.deepcopy(head)
+    weights = {name.removeprefix("head."): each for name, each in stored["state_dict"].items() if name[:5] == "head."}
+    head.load_state_dict(weights)
+    head.to(torch.promote_types(head.weight.dtype, torch.float32))
+
+    @torch.no_grad()
+    def logits() -> Iterable[Logits]:
+        for batch in batches:
+            head.to(batch.features.device)
+            yield Logits(head(batch.features.to(head.weight.dtype)), batch.targets, batch.weights)
+
+    temperature = fit_temperature(logits, ignored)
+    stored[KEY]["temperature"] = temperature
+    with whole(path, "checkpoint") as part:
+        torch.save(stored, part)
+    if temperature is None:
+        return
+    evaluation = Evaluation(head.classes, ignored)
+    evaluation.temperature = temperature
+    for each in logits():
+        evaluation.update(None, *each)
+    found = evaluation.metrics()
+    log.info(
+        "%s: temperature %.4f; on the val rows nll %.6f -> %.6f, ece %.6f -> %.6f",
+        path.name,
+        temperature,
+        found["nll_uncalibrated"],
+        found["nll"],
+        found["ece_uncalibrated"],
+        found["ece"],
+    )
+
+
+def fit_temperature(logits: Callable[[], Iterable[Logits]], ignored: int) -> float | None:
+    """The temperature T with which softmax(logits / T) has the least negative log-likelihood.
+
+    That is convex in 1 / T, so Newton's steps, held between bounds that close in, find the one minimum there is.
+
+    Args:
+        logits: gives those of all rows, once at each call.
+        ignored: the target of rows that count for nothing.
+
+    Returns:
+        T > 0; or None, with a warning, where no temperature is best: every row is right, so that less is always
+        better, or the logits tell less than chance, so that more is.
+    """
+    inverse, lowest, highest = 1.0, 0.0, float("inf")
+    for step in range(_PASSES):
+        slope, curvature, at_zero, all_right = _derivatives(logits, ignored, inverse)
+        if step == 0 and (all_right or at_zero >= 0):
+            why = "every row of them is right" if all_right else "the logits tell no more than chance there"
+            log.warning("the val rows do not tell a temperature, since %s; it stays 1", why)
+            return None
+        if slope > 0:
+            highest = inverse
+        else:
+            lowest = inverse
+        following = inverse - slope / curvature if curvature > 0 else float("inf")
+        if not lowest < following < highest:
+            following = 2 * inverse if highest == float("inf") else (lowest + highest) / 2
+        if abs(following - inverse) <= _EXACT * inverse:
+            return 1 / following
+        inverse = following
+    return 1 / inverse
+
+
+class _Derivatives(NamedTuple):
+    """Of the mean negative log-likelihood by 1 / T.
+
+    Attributes:
+        slope: the first one.
+        curvature: the second one.
+        at_zero: the first one where 1 / T is 0.
+        all_right: whether every row's largest logit is the target's.
+    """
+
+    slope: float
+    curvature: float
+    at_zero: float
+    all_right: bool
+
+
+def _derivatives(logits: Callable[[], Iterable[Logits]], ignored: int, inverse: float) -> _Derivatives:
+    sums, all_right = torch.zeros(4, dtype=torch.float64), True
+    for given, targets, weights in logits():
+        counts = targets != ignored
+        if weights is not None:
+            counts &= weights > 0
+        rows, own = given[counts].double(), targets[counts].unsqueeze(1)
+        weight = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
+        if weights is not None:
+            weight = weights[counts].double()
+        largest = rows.amax(dim=1, keepdim=True)
+        rows = rows - largest
+        logit = rows.gather(1, own).squeeze(1)
+        all_right &= bool((logit == 0).all())
+        probabilities = (rows * inverse).softmax(dim=1)
+        mean = (probabilities * rows).sum(dim=1)
+        variance = (probabilities * (rows - mean.unsqueeze(1)).square()).sum(dim=1)
+        terms = torch.stack([mean - logit, variance, rows.mean(dim=1) - logit, torch.ones_like(logit)])
+        sums += (terms @ weight).cpu()
+    slope, curvature, at_zero = (sums[:3] / sums[3].clamp(min=1e-300)).tolist()
+    return _Derivatives(slope, curvature, at_zero, all_right)
