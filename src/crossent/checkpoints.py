@@ -52,6 +52,7 @@ class Checkpoint:
         config: the run's configuration, plain values.
         facts: what is known of the data.
         temperature: what the logits are divided by before the softmax; None: they were not calibrated.
+        loss: the loss's own parameters, where it has some.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Checkpoint:
     config: dict[str, Any]
     facts: DataFacts
     temperature: float | None
+    loss: dict[str, Numbers]
 
 
 def read(run: runs.StoredRun, key: str) -> Checkpoint:
@@ -85,11 +87,13 @@ def read(run: runs.StoredRun, key: str) -> Checkpoint:
         if outputs != len(facts.classes) and (outputs, len(facts.classes)) != (1, 2):
             raise ValueError(f"{outputs} outputs for {len(facts.classes)} classes")
         if bias is not None:
-            bias = np.broadcast_to(bias, (outputs,))  # one may be shared by all
+            bias = np.broadcast_to(bias, (outputs,)).copy()  # one may be shared by all
         temperature = record.get("temperature")
         if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(f"a temperature of {temperature}")
-        return Checkpoint(path, weight, bias, int(stored["global_step"]), dict(record["config"]), facts, temperature)
+        loss = {name[5:]: each for name, each in stored["state_dict"].items() if name.startswith("loss.")}
+        config = dict(record["config"])
+        return Checkpoint(path, weight, bias, int(stored["global_step"]), config, facts, temperature, loss)
     except _BROKEN as error:
         why = f"no '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{key}: {path} is no checkpoint of Crossent's: {why}") from error
@@ -189,7 +193,10 @@ class _Unpickler(pickle.Unpickler):
         if self._archive is None:
             return None
         _, kind, key, _, count = reference
-        stored = self._archive.read(f"{self._folder}data/{key}")
+        member = self._archive.getinfo(f"{self._folder}data/{key}")
+        stored = bytearray(member.file_size)
+        with self._archive.open(member) as file:
+            file.readinto(stored)  # type: ignore[attr-defined]  # a BufferedIOBase in all but its type
         numbers = np.frombuffer(stored, _TYPES[kind.name], count)
         if kind.name == "BFloat16Storage":  # the upper half of a float32
             return (numbers.astype(np.uint32) << 16).view(np.float32)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from crossent.checkpoints import KEY
 from crossent.data.loader import Batch
-from crossent.head import Head
+from crossent.head import Head, of_all_classes
 from crossent.losses import Cost, Loss
 from crossent.metrics import Evaluation
 from crossent.optim import OptimizerFactory, SchedulerFactory
@@ -160,7 +160,7 @@ class SoftmaxClassifier(lightning.LightningModule):
     def _evaluate(self, batch: Batch) -> None:
         head, features = self.head, self._features(batch)
         cost, outputs = self.loss.with_outputs(features, head.weight, head.output_bias, batch.targets, batch.weights)
-        self.evaluation.update(cost, head.of_all_classes(outputs), batch.targets, batch.weights)
+        self.evaluation.update(cost, of_all_classes(outputs, head.classes), batch.targets, batch.weights)
 
     def _evaluated(self, split: str) -> dict[str, float]:
         metrics = self.evaluation.metrics()

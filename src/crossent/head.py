@@ -55,13 +55,14 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """The logits of all classes, (rows, classes), from features, (rows, features)."""
-        return self.of_all_classes(F.linear(features, self.weight, self.output_bias))
+        return of_all_classes(F.linear(features, self.weight, self.output_bias), self.classes)
 
-    def of_all_classes(self, outputs: Tensor) -> Tensor:
-        """The logits of all classes, (rows, classes), from the outputs, (rows, outputs)."""
-        if outputs.shape[1] == self.classes:
-            return outputs
-        return torch.cat([torch.zeros_like(outputs), outputs], dim=1)  # softmax([0, d]) = [1 − sigmoid(d), sigmoid(d)]
+
+def of_all_classes(outputs: Tensor, classes: int) -> Tensor:
+    """The logits of all classes, (rows, classes), from a head's outputs, (rows, outputs)."""
+    if outputs.shape[1] == classes:
+        return outputs
+    return torch.cat([torch.zeros_like(outputs), outputs], dim=1)  # softmax([0, d]) = [1 − sigmoid(d), sigmoid(d)]
 
 
 def _after_notebooks_draws() -> torch.Generator:

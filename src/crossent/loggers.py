@@ -1,7 +1,5 @@
 """Where the curves go: event files for TensorBoard, and the last point of each for metrics.json."""
 
-import json
-import math
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -10,6 +8,8 @@ from typing import Any
 
 from lightning.pytorch import loggers
 from lightning.pytorch.utilities import rank_zero_only
+
+from crossent.writing import write_json
 
 
 class LastPoints(loggers.Logger):
@@ -42,14 +42,9 @@ class LastPoints(loggers.Logger):
         """Nothing: config.yaml has them."""
 
     def write(self, path: Path, *, steps: int, seconds: float) -> None:
-        """Writes metrics.json: every curve's last value under its tag, ``steps``, and ``seconds`` of fit.
-
-        What is not finite becomes null, since JSON has no other word for it.
-        """
-        values = {tag: value if math.isfinite(value) else None for tag, (_, value) in sorted(self.points.items())}
-        whole = path.with_suffix(".json.tmp")
-        whole.write_text(json.dumps({**values, "steps": steps, "seconds": seconds}, indent=2) + "\n")
-        whole.replace(path)
+        """Writes metrics.json: every curve's last value under its tag, ``steps``, and ``seconds`` of fit."""
+        values = {tag: value for tag, (_, value) in sorted(self.points.items())}
+        write_json(path, {**values, "steps": steps, "seconds": seconds})
 
 
 class TensorBoard(loggers.TensorBoardLogger):

@@ -1,16 +1,21 @@
 """Pictures."""
 
-import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from crossent.errors import UserError
+from crossent.writing import whole
+
+if TYPE_CHECKING:
+    from crossent.metrics import Reliability
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B0A000")
 _DASHES = ("-", "--", ":", "-.")
+_LONGEST_NAME = 16
 
 
 def save_losses(path: Path, gap: str, gaps: Tensor, curves: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -25,12 +30,8 @@ def save_losses(path: Path, gap: str, gaps: Tensor, curves: dict[str, tuple[Tens
     Raises:
         UserError: the picture cannot be written.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharex=True)
+    figure = _figure(11, 4.6)
+    left, right = figure.subplots(1, 2, sharex=True)
     for index, (names, (cost, slope)) in enumerate(_sharing(curves)):
         style = {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _DASHES[index % len(_DASHES)], "linewidth": 1.8}
         left.plot(gaps.numpy(), cost.numpy(), label=", ".join(names), **style)
@@ -41,19 +42,83 @@ def save_losses(path: Path, gap: str, gaps: Tensor, curves: dict[str, tuple[Tens
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path, "plot") as part:
         figure.savefig(part, dpi=150, format="png")
-        part.replace(path)
-    except FileExistsError as error:
-        raise UserError(f"plot={path}: {path.parent} is not a directory") from error
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise UserError(f"plot={path}: {error.strerror}") from error
-    finally:
-        pyplot.close(figure)
+
+
+def save_confusion(path: Path, names: Sequence[str], shares: Tensor, counts: Tensor) -> None:
+    """Draws what the rows of each class were taken for.
+
+    Args:
+        path: of the PNG.
+        names: of the columns: the classes, and perhaps one more for all others.
+        shares: (classes, columns), of each class's rows.
+        counts: (classes, columns), their weights.
+    """
+    size = max(4.5, 1.8 + 0.42 * len(names))
+    figure = _figure(size + 0.8, size)
+    axes = figure.subplots()
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+    axes.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, shown)) > 2 else 0)
+    axes.set_yticks(range(len(shares)), shown[: len(shares)])
+    axes.set(xlabel="taken for", ylabel="class", title="rows of each class")
+    for row, column in counts.nonzero().tolist():
+        count, dark = float(counts[row, column]), shares[row, column] > 0.5
+        axes.text(column, row, _short(count), ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    bar = figure.colorbar(image, ax=axes, fraction=0.046)
+    bar.set_label("share of the class's rows")
+    figure.savefig(path, dpi=110, format="png")
+
+
+def save_reliability(path: Path, curves: Mapping[str, "Reliability"]) -> None:
+    """Draws how right predictions are against how sure they are, and how many there are.
+
+    Args:
+        path: of the PNG.
+        curves: one or two, by their names.
+    """
+    figure = _figure(5.6, 6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as sure as right")
+    for (name, curve), colour, dash in zip(curves.items(), reversed(_COLOURS[:2]), ("--", "-"), strict=False):
+        met = curve.weight > 0
+        label = f"{name}, ECE {float(curve.error):.4f}"
+        line = {"color": colour, "linestyle": dash, "linewidth": 1.8, "marker": "o", "markersize": 4}
+        upper.plot(curve.confidence[met].numpy(), curve.accuracy[met].numpy(), label=label, **line)
+        share = curve.weight / curve.weight.sum().clamp(min=1e-300)
+        lower.stairs(
+            share.numpy(),
+            torch.linspace(0, 1, len(share) + 1).numpy(),
+            color=colour,
+            linestyle=dash,
+            fill=False,
+            linewidth=1.5,
+        )
+    upper.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02), title="how sure, and how right")
+    lower.set(xlabel="probability of the predicted class", ylabel="share of rows", ylim=(0, None))
+    for axes in (upper, lower):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    upper.legend(frameon=False, loc="upper left")
+    figure.savefig(path, dpi=110, format="png")
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure that no window knows of, so that none has to be closed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _short(count: float) -> str:
+    """A number of rows in at most four characters or so."""
+    if count >= 10_000:
+        return f"{count / 1000:.0f}k"
+    return f"{count:.0f}" if count == round(count) else f"{count:.3g}"
 
 
 def _sharing(curves: dict[str, tuple[Tensor, Tensor]]) -> list[tuple[list[str], tuple[Tensor, Tensor]]]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import msgspec
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.callbacks import EarlyStopping
@@ -16,7 +15,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import Strategy
 from typing_extensions import override
 
-from crossent import config, runs
+from crossent import config, devices, runs
 from crossent.callbacks.checkpoints import MONITORED, BestCheckpoint, LastCheckpoint
 from crossent.callbacks.progress import Console
 from crossent.custom import make
@@ -129,13 +128,11 @@ def _hardware(chosen: config.AnyAccelerator) -> dict[str, Any]:
                         f"accelerator._target_={chosen.class_path}: has to be a Lightning Accelerator or Strategy, "
                         f"not a {type(other).__name__}"
                     )
-        case config.GpuAccelerator() if not torch.cuda.is_available():
-            raise UserError("accelerator=gpu: this machine shows no GPU; accelerator=auto takes what there is")
-        case config.MpsAccelerator() if not torch.backends.mps.is_available():
-            raise UserError("accelerator=mps: this machine has no Apple GPU; accelerator=auto takes what there is")
         case config.GpuAccelerator():
+            devices.check("gpu")
             return {"accelerator": "cuda"}
         case config.MpsAccelerator():
+            devices.check("mps")
             return {"accelerator": "mps"}
         case config.CpuAccelerator():
             return {"accelerator": "cpu"}

@@ -1,8 +1,11 @@
 """Writes files that appear when they are whole, or not at all. Imports no torch."""
 
 import contextlib
+import json
+import math
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from crossent import runs
@@ -33,12 +36,56 @@ def whole(path: Path, key: str) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        with contextlib.suppress(OSError):
-            for folder in reversed(made):
-                folder.rmdir()
+        _remove_folders(made)
         if isinstance(error, OSError) and error.filename in (None, str(part), *map(str, made)):
             raise UserError(f"{key}={path}: cannot be written: {_reason(error)}") from error
         raise
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, key: str) -> Iterator[Path]:
+    """Gives a temporary folder to write to, whose files are in ``path`` when all has gone well.
+
+    Args:
+        path: of the folder; files of the same names that are there already are replaced, others stay.
+        key: what named the path, for messages.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    made: list[Path] = []
+    part = path.with_name(f".{path.name}.{runs.short_id()}.part")
+    try:
+        _make_folders(path.parent, made)
+        part.mkdir()
+        yield part
+        if not path.exists():
+            part.rename(path)
+            return
+        for file in part.iterdir():
+            file.replace(path / file.name)
+        part.rmdir()
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        _remove_folders(made)
+        if isinstance(error, OSError):
+            raise UserError(f"{key}={path}: cannot be written: {_reason(error)}") from error
+        raise
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """Writes numbers under their names; what is not finite becomes null, since JSON has no other word for it."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    with whole(path, "file") as part:
+        part.write_text(json.dumps(finite, indent=2) + "\n")
+
+
+def _remove_folders(made: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in reversed(made):
+            folder.rmdir()
 
 
 def _make_folders(folder: Path, made: list[Path]) -> None:

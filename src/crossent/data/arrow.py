@@ -181,6 +181,6 @@ def as_numpy(values: Any) -> Numbers:
     return np.from_dlpack(array)
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names for a message, the first twenty of them."""
-    return ", ".join(names[:20]) + (f", … ({len(names)})" if len(names) > 20 else "")
+def listed(names: Sequence[str], at_most: int = 20) -> str:
+    """Names for a message, the first of them."""
+    return ", ".join(names[:at_most]) + (f", … ({len(names)})" if len(names) > at_most else "")

@@ -1,20 +1,8 @@
-"""Makes the data module, and the source of its rows, that the configuration asks for."""
-
-from pathlib import Path
-from typing import TYPE_CHECKING
+"""Makes the data module that the configuration asks for."""
 
 from crossent import config
-from crossent.custom import make
-from crossent.data.arrays import Arrays
-from crossent.data.bundled import Bundled
 from crossent.data.module import DataModule
-from crossent.data.numpy_files import ArrayFiles
-from crossent.data.synthetic import Synthetic
-from crossent.data.table import Source
-from crossent.data.toy import Toy
-
-if TYPE_CHECKING:
-    from crossent.data.arrow import TableFile
+from crossent.data.sources import source
 
 
 def build(chosen: config.TrainConfig) -> DataModule:
@@ -25,7 +13,7 @@ def build(chosen: config.TrainConfig) -> DataModule:
     """
     rows = chosen.data
     return DataModule(
-        _source(rows, chosen.loss.ignore_index),
+        source(rows, chosen.loss.ignore_index),
         batch_size=None if rows.batch_size == "full" else rows.batch_size,
         val_fraction=rows.val_share,
         test_fraction=rows.test_fraction,
@@ -35,82 +23,4 @@ def build(chosen: config.TrainConfig) -> DataModule:
         limit=chosen.trainer.overfit_batches or chosen.trainer.limit_train_batches,
         ignore_index=chosen.loss.ignore_index,
         fills=isinstance(rows, config.FileData) and rows.missing == "mean",
-    )
-
-
-def _source(chosen: config.AnyData, ignored: int) -> Source:
-    match chosen:
-        case config.ToyData():
-            return Toy()
-        case config.IrisData():
-            return Bundled("iris")
-        case config.WineData():
-            return Bundled("wine")
-        case config.DigitsData():
-            return Bundled("digits")
-        case config.BreastCancerData():
-            return Bundled("breast_cancer")
-        case config.SyntheticData():
-            return Synthetic(
-                chosen.rows,
-                chosen.features,
-                chosen.classes,
-                signal=chosen.signal,
-                zipf=chosen.zipf,
-                seed=chosen.seed,
-                in_memory=chosen.in_memory,
-            )
-        case config.CsvData() | config.ParquetData():
-            return _files(chosen, ignored)
-        case config.ArraysData():
-            return _arrays(chosen, ignored)
-        case config.CustomData():
-            return make("data", chosen.class_path, chosen.arguments, Source)
-
-
-def _files(chosen: config.CsvData | config.ParquetData, ignored: int) -> Source:
-    # Arrow takes a third of a second to import, which other sources need not wait for.
-    from crossent.data.csv import CsvFile
-    from crossent.data.files import Files
-    from crossent.data.parquet import ParquetFile
-
-    def file(path: str) -> "TableFile":
-        if isinstance(chosen, config.CsvData):
-            delimiter = "\t" if chosen.delimiter in ("tab", r"\t") else chosen.delimiter
-            return CsvFile(
-                Path(path),
-                delimiter=delimiter,
-                decimal=chosen.decimal,
-                encoding=chosen.encoding,
-                header=chosen.header,
-            )
-        return ParquetFile(Path(path))
-
-    return Files(
-        file(chosen.path),
-        None if chosen.val_path is None else file(chosen.val_path),
-        None if chosen.test_path is None else file(chosen.test_path),
-        target=None if chosen.target is None else str(chosen.target),
-        features=None if chosen.features is None else [str(name) for name in chosen.features],
-        weight=None if chosen.weight is None else str(chosen.weight),
-        missing=chosen.missing,
-        max_categories=chosen.max_categories,
-        in_memory=chosen.in_memory,
-        ignored=ignored,
-    )
-
-
-def _arrays(chosen: config.ArraysData, ignored: int) -> Source:
-    def files(path: str, target: str | None) -> ArrayFiles:
-        own = path == chosen.path or path.endswith(".npz")  # a .npy of weights has those of the training rows alone
-        names = [target or chosen.target, chosen.features, chosen.weight if own else None]
-        return ArrayFiles(Path(path), *(None if name is None else str(name) for name in names))
-
-    return Arrays(
-        files(chosen.path, None),
-        None if chosen.val_path is None else files(chosen.val_path, chosen.val_target),
-        None if chosen.test_path is None else files(chosen.test_path, chosen.test_target),
-        missing=chosen.missing,
-        in_memory=chosen.in_memory,
-        ignored=ignored,
     )

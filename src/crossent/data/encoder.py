@@ -158,6 +158,7 @@ class Encoder:
             unknown = (codes < 0) & ~gaps
         if gaps.any():
             self._note_gaps(gaps, layout.target, whole, place, fillable=False)
+        unknown &= whole  # a row that is dropped may have any class
         if unknown.any():
             row = int(unknown.argmax())
             raise UserError(

@@ -16,6 +16,12 @@ from crossent.data.table import Table
 _WINDOW_BYTES = 32 * 2**20
 # Of a GPU's free memory, what features may take there.
 _SHARE_OF_GPU = 0.5
+_EVALUATION_NUMBERS = 4_000_000  # logits or features a batch, which bounds its memory; larger ones are no faster
+
+
+def evaluation_rows(classes: int, columns: int) -> int:
+    """Rows of a batch of which all logits are held."""
+    return max(1, _EVALUATION_NUMBERS // max(classes, columns))
 
 
 class Batch:

@@ -7,9 +7,9 @@ import lightning.pytorch as lightning
 import torch
 
 from crossent.data.facts import DataFacts
-from crossent.data.loader import BatchLoader, TrainLoader
+from crossent.data.loader import BatchLoader, TrainLoader, evaluation_rows
 from crossent.data.mapped import Mapped
-from crossent.data.split import Split, stratified
+from crossent.data.split import Split, rows_of_parts
 from crossent.data.storage import IN_MEMORY_BYTES
 from crossent.data.survey import check_shapes, survey
 from crossent.data.table import Source, Table
@@ -18,7 +18,6 @@ from crossent.errors import UserError
 log = logging.getLogger(__name__)
 
 _FEW_ROWS = 20  # with which anything may be meant
-_EVALUATION_NUMBERS = 4_000_000  # logits or features a batch, which bounds its memory; larger ones are no faster
 
 Loader = TypeVar("Loader", bound=BatchLoader)
 
@@ -75,7 +74,7 @@ class DataModule(lightning.LightningDataModule):
             return
         table = self._source.load()
         check_shapes(table, self._ignored)
-        split = self._split(table)
+        split = rows_of_parts(table, *self._fractions, self._seed)
         standardization, checksum = survey(table, split.train, standardize=self._standardize, fills=self._fills)
         parts = {name: table.take(rows) for name, rows in zip(Split._fields, split, strict=True)}
         self._best_accuracy = table.best_accuracy
@@ -101,19 +100,6 @@ class DataModule(lightning.LightningDataModule):
             self._tables["train"], self.batch_rows, shuffle=self._shuffle, seed=self._seed, limit=self._limit
         )
         self._check_sizes()
-
-    def _split(self, table: Table) -> Split:
-        """Splits the rows that have a class; the others stay among the training rows."""
-        val, test = self._fractions
-        train_rows, val_rows, _ = table.parts or (len(table), 0, 0)
-        targets = table.targets[:train_rows]
-        labelled = (targets >= 0) & (targets < len(table.classes))
-        rows, rest = labelled.nonzero().squeeze(1), (~labelled).nonzero().squeeze(1)
-        split = stratified(targets[rows], table.classes, val, test, self._seed)
-        train = torch.cat([rows[split.train], rest]).sort().values
-        end = train_rows + val_rows
-        own_val, own_test = torch.arange(train_rows, end), torch.arange(end, len(table))
-        return Split(train, torch.cat([rows[split.val], own_val]), torch.cat([rows[split.test], own_test]))
 
     def _check_sizes(self) -> None:
         """Refuses what memory has no room for, and wonders about what is not usual."""
@@ -180,7 +166,7 @@ class DataModule(lightning.LightningDataModule):
 
     def _evaluation(self, split: str) -> BatchLoader | list[BatchLoader]:
         table = self._tables[split]
-        rows = max(1, _EVALUATION_NUMBERS // max(len(table.classes), len(table.columns)))
+        rows = evaluation_rows(len(table.classes), len(table.columns))
         return self._placed(BatchLoader(table, rows)) if len(table) else []
 
     def _placed(self, loader: Loader) -> Loader:

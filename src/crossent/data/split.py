@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossent.data.table import Table
 from crossent.errors import UserError
 
 
@@ -14,6 +15,29 @@ class Split(NamedTuple):
     train: Tensor
     val: Tensor
     test: Tensor
+
+
+def rows_of_parts(table: Table, val: float, test: float, seed: int) -> Split:
+    """Splits the rows that have a class and are not set apart already; those without one stay for training.
+
+    Args:
+        table: the rows.
+        val: fraction of the rows, from 0 on, for validation.
+        test: likewise for testing; together below 1.
+        seed: of the draw.
+
+    Raises:
+        UserError: a class of a single row, or a fraction that holds no row or leaves a class none to train on.
+    """
+    train_rows, val_rows, _ = table.parts or (len(table), 0, 0)
+    targets = table.targets[:train_rows]
+    labelled = (targets >= 0) & (targets < len(table.classes))
+    rows, rest = labelled.nonzero().squeeze(1), (~labelled).nonzero().squeeze(1)
+    split = stratified(targets[rows], table.classes, val, test, seed)
+    train = torch.cat([rows[split.train], rest]).sort().values
+    end = train_rows + val_rows
+    own_val, own_test = torch.arange(train_rows, end), torch.arange(end, len(table))
+    return Split(train, torch.cat([rows[split.val], own_val]), torch.cat([rows[split.test], own_test]))
 
 
 def stratified(targets: Tensor, classes: tuple[str, ...], val: float, test: float, seed: int) -> Split:

@@ -103,7 +103,7 @@ def survey(table: Table, train: Tensor, *, standardize: bool, fills: bool) -> Su
     if len(train) != len(table):
         counts = torch.zeros(len(table), dtype=torch.bool)
         counts[train] = True
-    checksum = _checksum(table.targets, 0) + (0 if table.weights is None else _checksum(table.weights, 1))
+    checksum = _checksum_beside_features(table)
     for part in slices(table.features):
         features = table.features[part]
         checksum += _checksum(features, part.start)
@@ -116,6 +116,32 @@ def survey(table: Table, train: Tensor, *, standardize: bool, fills: bool) -> Su
     if not standardize:
         standardization = Standardization.identity(len(table.columns), fill)
     return Survey(standardization, checksum % 2**63)
+
+
+def checksum(table: Table) -> int:
+    """The checksum alone that `survey` finds of all rows."""
+    parts = slices(table.features)
+    return (
+        _checksum_beside_features(table) + sum(_checksum(table.features[part], part.start) for part in parts)
+    ) % 2**63
+
+
+def check_all_finite(table: Table, *, missing_allowed: bool) -> None:
+    """Refuses features that are no finite number.
+
+    Args:
+        table: the rows.
+        missing_allowed: whether NaN, a missing value, is none of the mistakes.
+
+    Raises:
+        UserError: the row and the column.
+    """
+    for part in slices(table.features):
+        check_finite(table, table.features[part], part.start, missing_allowed=missing_allowed)
+
+
+def _checksum_beside_features(table: Table) -> int:
+    return _checksum(table.targets, 0) + (0 if table.weights is None else _checksum(table.weights, 1))
 
 
 def _checksum(values: Tensor, first: int) -> int:

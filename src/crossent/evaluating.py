@@ -1,0 +1,293 @@
+"""Evaluates a trained run, from its checkpoint and some labelled rows."""
+
+import csv
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossent import checkpoints, config, devices, losses, plots, runs
+from crossent.console import metrics_table, progress
+from crossent.data import aligned
+from crossent.data.facts import DataFacts
+from crossent.data.loader import Batch, BatchLoader, evaluation_rows
+from crossent.data.standardization import Standardization
+from crossent.data.table import Table
+from crossent.errors import UserError
+from crossent.head import of_all_classes
+from crossent.losses.base import IGNORED
+from crossent.metrics import Evaluation, PerClass, Reliability
+from crossent.writing import whole_folder, write_json
+
+log = logging.getLogger(__name__)
+
+# Up to so many classes, all of them get a row in the confusion matrix; else the worst ones do.
+_FEW_CLASSES = 30
+_WORST_CLASSES = 20
+_LISTED = 20  # classes on the console
+
+
+def evaluate(chosen: config.EvaluateConfig, plain: dict[str, Any]) -> dict[str, float]:
+    """Evaluates, and writes metrics, a table of the classes, and pictures.
+
+    Args:
+        chosen: the configuration.
+        plain: the same as plain values.
+
+    Returns:
+        Every metric under its tag.
+
+    Raises:
+        UserError: something that the user has to change; nothing is left behind.
+    """
+    started = time.perf_counter()
+    if chosen.accelerator.threads != "auto":
+        torch.set_num_threads(chosen.accelerator.threads)
+    run = runs.find_trained(chosen.run, "run")
+    checkpoint = checkpoints.read(run, f"run={chosen.run}")
+    folder = _output_folder(chosen, run)
+    model = _Model(checkpoint, _loss(chosen, checkpoint), chosen.accelerator)
+    rows = _rows(chosen, plain, checkpoint, model.ignored)
+    log.info("run    %s, %d steps", runs.shown(checkpoint.path), checkpoint.steps)
+    log.info("rows   %s: %s %s", _named(chosen), f"{len(rows.table):,}", rows.described)
+    evaluation, confusion = model.evaluate(rows.table)
+    metrics = {f"{rows.split}/{name}": value for name, value in evaluation.metrics().items()}
+    names, classes = checkpoint.facts.classes, PerClass(*(each.cpu() for each in evaluation.scores.per_class))
+    with whole_folder(folder, "output") as part:
+        plots.save_confusion(part / "confusion_matrix.png", confusion.names(names), confusion.shares, confusion.counts)
+        curves = {"predictions": evaluation.scores.reliability}
+        if checkpoint.temperature is not None:
+            curves = {"uncalibrated": evaluation.uncalibrated.reliability, "calibrated": evaluation.scores.reliability}
+        plots.save_reliability(
+            part / "reliability.png", {name: Reliability(*(e.cpu() for e in each)) for name, each in curves.items()}
+        )
+        _write_classes(part / "classes.csv", names, classes)
+        _write_events(part, rows.split, metrics, checkpoint.steps)
+        facts = {"steps": checkpoint.steps, "rows": len(rows.table), "checkpoint": str(checkpoint.path)}
+        write_json(part / runs.METRICS, {**metrics, **facts, "seconds": time.perf_counter() - started})
+    _report(metrics, checkpoint.steps, names, classes, folder)
+    return metrics
+
+
+def _output_folder(chosen: config.EvaluateConfig, run: runs.StoredRun) -> Path:
+    """Where the results go, after a look at what is there."""
+    if chosen.output is None:
+        return runs.folder_in(run, "evaluate")
+    folder = Path(chosen.output)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output={folder}: a file; expected a folder")
+    if (folder / runs.METRICS).exists():
+        if (folder / runs.CONFIG).exists():
+            raise UserError(f"output={folder}: holds a training run; choose another folder")
+        if not chosen.overwrite:
+            raise UserError(f"output={folder}: holds an evaluation; overwrite=true replaces it")
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()  # or readers would see both
+    return folder
+
+
+def _loss(chosen: config.EvaluateConfig, checkpoint: checkpoints.Checkpoint) -> losses.Loss | None:
+    """The loss whose cost is reported."""
+    if chosen.loss is None:
+        named = checkpoint.config.get("loss", {}).get("_target_")
+        log.warning(
+            "no cost is reported: the run's loss is a class of its user's, which is not imported unless it is named "
+            "again: loss=custom loss._target_=%s",
+            named,
+        )
+        return None
+    facts, outputs = checkpoint.facts, len(checkpoint.weight)
+    loss = losses.build(chosen.loss, facts.class_counts)
+    if loss.outputs(len(facts.classes)) != outputs:
+        name = chosen.loss.__struct_config__.tag
+        raise UserError(f"loss={name}: does not fit the run, which has {outputs} output{'s' * (outputs != 1)}")
+    if loss.learns:
+        try:
+            loss.load_state_dict({name: torch.from_numpy(each) for name, each in checkpoint.loss.items()})
+        except RuntimeError as error:
+            raise UserError(f"loss: its parameters are not those of the run: {' '.join(str(error).split())}") from error
+    return loss
+
+
+def _rows(
+    chosen: config.EvaluateConfig, plain: dict[str, Any], checkpoint: checkpoints.Checkpoint, ignored: int
+) -> aligned.Chosen:
+    stored = checkpoint.config
+    if chosen.data is None:
+        named = stored.get("data", {}).get("_target_")
+        raise UserError(
+            f"data: the run was trained on rows of a class of its user's, {named}, which is not imported unless it is "
+            f"named again: data=custom data._target_={named}; or give a file: data=csv data.path=new.csv"
+        )
+    before = stored.get("data", {})
+    own = all(plain["data"].get(key) == value for key, value in before.items() if key != "in_memory")
+    return aligned.load(
+        chosen.data, checkpoint.facts, chosen.split, own=own, seed=int(stored.get("seed", 0)), ignored=ignored
+    )
+
+
+class _Model:
+    """The trained weights on a device.
+
+    Args:
+        checkpoint: that has them.
+        loss: whose cost is wanted; None: none is.
+        accelerator: which device, and in which precision.
+    """
+
+    def __init__(
+        self,
+        checkpoint: checkpoints.Checkpoint,
+        loss: losses.Loss | None,
+        accelerator: config.AnyEvaluationAccelerator,
+    ) -> None:
+        facts = checkpoint.facts
+        self._device = devices.choose(str(accelerator.__struct_config__.tag))
+        self._facts: DataFacts = facts
+        weight = torch.from_numpy(checkpoint.weight)
+        dtype = torch.float64 if accelerator.precision == "64-true" else torch.float32
+        self._weight = weight.to(self._device, torch.promote_types(dtype, weight.dtype))
+        bias = None if checkpoint.bias is None else torch.from_numpy(checkpoint.bias)
+        self._bias = None if bias is None else bias.to(self._weight)
+        self._temperature = checkpoint.temperature
+        self._loss = None if loss is None else loss.to(self._weight)
+        self._scale = Standardization(
+            torch.from_numpy(facts.mean),
+            torch.from_numpy(facts.scale),
+            None if facts.fill is None else torch.from_numpy(facts.fill),
+        )
+        stored = checkpoint.config.get("loss", {}).get("ignore_index", IGNORED)
+        self.ignored: int = stored if loss is None else loss.ignore_index
+
+    @torch.inference_mode()
+    def evaluate(self, table: Table) -> tuple[Evaluation, "Confusion"]:
+        """Goes through the rows once; and once more through those of the worst classes where there are many."""
+        classes = len(self._facts.classes)
+        evaluation = Evaluation(classes, self.ignored).to(self._device)
+        evaluation.temperature = self._temperature
+        few = classes <= _FEW_CLASSES
+        confusion = Confusion.empty(torch.arange(classes), classes) if few else None
+        with progress("evaluating", "rows") as advance:
+            done = 0
+            for batch in self._batches(table):
+                cost, outputs = self._outputs(batch)
+                logits = of_all_classes(outputs, classes)
+                evaluation.update(cost, logits, batch.targets, batch.weights)
+                if confusion is not None:
+                    confusion.add(batch, logits.argmax(dim=1), self.ignored)
+                done += len(batch.targets)
+                advance(done, done / len(table))
+        if confusion is None:
+            confusion = self._confusion_of_worst(table, evaluation.scores.per_class)
+        return evaluation, confusion
+
+    def _confusion_of_worst(self, table: Table, classes: PerClass) -> "Confusion":
+        mistakes = classes.support + classes.predicted - 2 * classes.hits
+        worst = mistakes.cpu().argsort(descending=True, stable=True)[:_WORST_CLASSES]
+        confusion = Confusion.empty(worst, len(self._facts.classes))
+        rows = torch.isin(table.targets, worst).nonzero().squeeze(1)
+        for batch in self._batches(table.take(rows)) if len(rows) else ():
+            logits = of_all_classes(self._outputs(batch)[1], len(self._facts.classes))
+            confusion.add(batch, logits.argmax(dim=1), self.ignored)
+        return confusion
+
+    def _batches(self, table: Table) -> Iterator[Batch]:
+        rows = evaluation_rows(len(self._facts.classes), len(self._facts.columns))
+        loader = BatchLoader(table.standardized(self._scale), rows)
+        loader.place(self._device)
+        for batch in loader:
+            yield batch.to(self._device)
+
+    def _outputs(self, batch: Batch) -> tuple[losses.Cost | None, Tensor]:
+        features = batch.features.to(self._weight.dtype)
+        if self._loss is None:
+            return None, torch.nn.functional.linear(features, self._weight, self._bias)
+        return self._loss.with_outputs(features, self._weight, self._bias, batch.targets, batch.weights)
+
+
+class Confusion(NamedTuple):
+    """What the rows of some classes were taken for.
+
+    Attributes:
+        classes: (classes,), which.
+        places: (all classes,), where each of all classes is among the columns; the last column is all others.
+        counts: (classes, classes), or (classes, classes + 1) where there are others; weights of rows.
+    """
+
+    classes: Tensor
+    places: Tensor
+    counts: Tensor
+
+    @classmethod
+    def empty(cls, classes: Tensor, of: int) -> "Confusion":
+        """Without rows."""
+        places = torch.full((of,), len(classes))
+        places[classes] = torch.arange(len(classes))
+        return cls(classes, places, torch.zeros(len(classes), len(classes) + (len(classes) < of), dtype=torch.float64))
+
+    def add(self, batch: Batch, predicted: Tensor, ignored: int) -> None:
+        """Takes in rows of these classes, but for those with the target that is ignored."""
+        targets, predicted = batch.targets.cpu(), predicted.cpu()
+        weights = torch.ones(len(targets)) if batch.weights is None else batch.weights.cpu()
+        named = targets != ignored
+        cells = self.places[targets[named]] * self.counts.shape[1] + self.places[predicted[named]]
+        self.counts.view(-1).index_add_(0, cells, weights[named].double())
+
+    @property
+    def shares(self) -> Tensor:
+        """Of each class's rows, (classes, columns); 0 where it has none."""
+        return self.counts / self.counts.sum(dim=1, keepdim=True).clamp(min=1e-300)
+
+    def names(self, of_all: tuple[str, ...]) -> list[str]:
+        """Of the columns."""
+        others = ["others"] * (self.counts.shape[1] - len(self.classes))
+        return [of_all[index] for index in self.classes.tolist()] + others
+
+
+def _named(chosen: config.EvaluateConfig) -> str:
+    assert chosen.data is not None
+    name = str(chosen.data.__struct_config__.tag)
+    return f"{name} {chosen.data.path}" if isinstance(chosen.data, config.FileData) else name
+
+
+def _write_classes(path: Path, names: tuple[str, ...], classes: PerClass) -> None:
+    columns = (classes.support, classes.predicted, classes.precision, classes.recall, classes.f1)
+    with path.open("w", newline="", encoding="utf8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["class", "rows", "predicted", "precision", "recall", "f1"])
+        writer.writerows(zip(names, *(each.tolist() for each in columns), strict=True))
+
+
+def _write_events(folder: Path, split: str, metrics: dict[str, float], steps: int) -> None:
+    from matplotlib import image
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for tag, value in metrics.items():
+            writer.add_scalar(tag, value, steps)
+        for name in ("confusion_matrix", "reliability"):
+            pixels = image.imread(folder / f"{name}.png")[:, :, :3]
+            writer.add_image(f"{split}/{name}", pixels, steps, dataformats="HWC")
+
+
+def _report(metrics: dict[str, float], steps: int, names: tuple[str, ...], classes: PerClass, folder: Path) -> None:
+    log.info("")
+    for line in metrics_table({tag: (steps, value) for tag, value in metrics.items()}):
+        log.info("%s", line)
+    shown = torch.arange(len(names))
+    if len(names) > _LISTED:
+        shown = classes.f1.where(classes.support > 0, 2.0).argsort(stable=True)[: _LISTED // 2]
+        log.info("\nthe %d classes with the lowest F1 of %d:", len(shown), len(names))
+    else:
+        log.info("")
+    width = max(5, *(len(names[index]) for index in shown.tolist()))
+    log.info("%-*s  %10s  %9s  %6s  %6s", width, "class", "rows", "precision", "recall", "F1")
+    for index in shown.tolist():
+        precision, recall, f1 = (float(each[index]) for each in (classes.precision, classes.recall, classes.f1))
+        rows = float(classes.support[index])
+        log.info("%-*s  %10g  %9.4f  %6.4f  %6.4f", width, names[index], rows, precision, recall, f1)
+    log.info("\nwritten: %s (metrics.json, classes.csv, confusion_matrix.png, reliability.png)", runs.shown(folder))
