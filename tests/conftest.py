@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from crossent import cli
+from crossent.evaluate import command as evaluate_command
+from crossent.predict import command as predict_command
 from crossent.train import command
 from crossent.training import train as train_task
 
@@ -81,13 +84,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def train(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Train]:
-    """Runs crossent-train in this process; quick, since torch is imported already."""
+def invoke(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Run]]:
+    """Runs a command in this process; quick, since torch is imported already."""
     handlers, level = logging.root.handlers.copy(), logging.root.level
 
-    def run(*overrides: str) -> Run:
+    def run(command: cli.Command[Any], *overrides: str) -> Run:
         capsys.readouterr()
-        code = cli.run(command(train_task), list(overrides))
+        code = cli.run(command, list(overrides))
         captured = capsys.readouterr()
         latest = workplace / "logs" / "latest"
         return Run(code, captured.out, captured.err, latest.resolve() if latest.exists() else workplace)
@@ -97,6 +100,24 @@ def train(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Train
         logging.root.removeHandler(left)
         left.close()
     logging.root.setLevel(level)
+
+
+@pytest.fixture
+def train(invoke: Callable[..., Run]) -> Train:
+    """Runs crossent-train."""
+    return partial(invoke, command(train_task))
+
+
+@pytest.fixture
+def predict(invoke: Callable[..., Run]) -> Train:
+    """Runs crossent-predict."""
+    return partial(invoke, predict_command())
+
+
+@pytest.fixture
+def evaluate(invoke: Callable[..., Run]) -> Train:
+    """Runs crossent-evaluate."""
+    return partial(invoke, evaluate_command())
 
 
 @pytest.fixture(name="command")

@@ -30,15 +30,13 @@ def test_a_process_prints_a_short_account_and_nothing_twice(command: Command, wo
     assert lines[5].split() == ["step", "train/cost", "val/cost", "val/accuracy"]
     assert [int(line.split()[0]) for line in lines[6:17]] == [*range(0, 200, 20), 190]
     assert lines[17].startswith("trained to step 200 in ")
-    assert [line.split()[0] for line in lines[18:23]] == [
-        "test/accuracy",
-        "test/cost",
-        "train/cost",
-        "val/accuracy",
-        "val/cost",
-    ]
-    assert lines[23] == "curves: tensorboard --logdir logs"
-    assert len(lines) == len(set(lines)) == 24
+    assert lines[18].split() == ["train", "val", "test"]
+    names = ["cost", "accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece"]
+    assert [line.split()[0] for line in lines[19:27]] == names
+    assert len(lines[19].split()) == 4
+    assert lines[27].split() == ["at", "step", "190", "200", "200"]
+    assert lines[28] == "curves: tensorboard --logdir logs"
+    assert len(lines) == len(set(lines)) == 29
     log = next(workplace.glob("logs/train/*/*/train.log")).read_text()
     assert all(line in log for line in lines)
 

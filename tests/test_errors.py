@@ -57,7 +57,7 @@ MISTAKES = [
     ("optimizer.lr=nan", ["optimizer.lr=nan", "a number > 0"]),
     ("optimizer.lr=inf", ["optimizer.lr=inf", "a number > 0"]),
     ("optimizer.lr=", ["optimizer.lr=", "a number > 0"]),
-    ("optimzer.lr=1", ["optimzer.lr", "did you mean 'optimizer.lr'?", "accelerator, callbacks"]),
+    ("optimzer.lr=1", ["optimzer.lr", "did you mean 'optimizer.lr'?", "accelerator, calibration, callbacks"]),
     ("lr=1", ["lr", "did you mean 'optimizer.lr'?"]),
     ("+model.foo=1", ["model.foo", "bias, init, l2"]),
     ("model.bais=none", ["model.bais", "did you mean 'model.bias'?"]),

@@ -123,7 +123,7 @@ def test_the_picture_is_a_png_and_the_only_file(explain: Explain, workplace: Pat
         ("loss=focl", "loss=focl: no such loss, did you mean 'focal'?"),
         ("seed=1", "seed: no such key"),
         ("-m dtype=float16,float32", "crossent-explain has no sweeps"),
-        ("plot=/dev/null/x.png", "plot=/dev/null/x.png: /dev/null is not a directory"),
+        ("plot=/dev/null/x.png", "plot=/dev/null/x.png: cannot be written: Not a directory"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(typed: str, said: str, explain: Explain, workplace: Path) -> None:

@@ -44,7 +44,8 @@ def test_run_directory_holds_what_the_contract_names(train: Train, workplace: Pa
     day, name = run.directory.relative_to(workplace / "logs" / "train").parts
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", day)
     assert re.fullmatch(r"\d\d-\d\d-\d\d_[0-9a-f]{6}", name)
-    assert set(run.curves) == {"train/cost", "val/cost", "val/accuracy", "test/cost", "test/accuracy"}
+    metrics = ["cost", "accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece"]
+    assert set(run.curves) == {"train/cost", *(f"{split}/{name}" for split in ("val", "test") for name in metrics)}
     assert yaml.safe_load((run.directory / "config.yaml").read_text())["data"]["test_fraction"] == 0.2
 
 

@@ -98,7 +98,7 @@ def fit_temperature(logits: Callable[[], Iterable[Logits]], ignored: int) -> flo
     for step in range(_PASSES):
         slope, curvature, at_zero, all_right = _derivatives(logits, ignored, inverse)
         if step == 0 and (all_right or at_zero >= 0):
-            why = "every row of them is right" if all_right else "the logits tell no more than chance there"
+            why = "the logits tell no more than chance there" if at_zero >= 0 else "every row of them is right"
             log.warning("the val rows do not tell a temperature, since %s; it stays 1", why)
             return None
         if slope > 0:

@@ -96,7 +96,7 @@ def read(run: runs.StoredRun, key: str) -> Checkpoint:
         return Checkpoint(path, weight, bias, int(stored["global_step"]), config, facts, temperature, loss)
     except _BROKEN as error:
         why = f"no '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{key}: {path} is no checkpoint of Crossent's: {why}") from error
+        raise UserError(f"{key}: {runs.shown(path)} is no checkpoint of Crossent's: {why}") from error
 
 
 def configuration(run: runs.StoredRun, key: str) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def configuration(run: runs.StoredRun, key: str) -> dict[str, Any]:
     stored = load(path, key, tensors=False).get(KEY)
     found = stored.get("config") if isinstance(stored, dict) else None
     if not isinstance(found, dict):
-        raise UserError(f"{key}: {path} is no checkpoint of Crossent's: it has no configuration")
+        raise UserError(f"{key}: {runs.shown(path)} is no checkpoint of Crossent's: it has no configuration")
     return found
 
 
@@ -138,12 +138,12 @@ def load(path: Path, key: str, *, tensors: bool = True) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip() if tensors else None
             if broken is not None:
-                raise UserError(f"{key}: {path} is damaged: the checksum of {broken} in it is wrong")
+                raise UserError(f"{key}: {runs.shown(path)} is damaged: the checksum of {broken} in it is wrong")
             if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
-                raise UserError(f"{key}: {path} is a compressed archive, but no checkpoint")
+                raise UserError(f"{key}: {runs.shown(path)} is a compressed archive, but no checkpoint")
             pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
             if pickled is None:
-                raise UserError(f"{key}: {path} is a zip archive, but no checkpoint")
+                raise UserError(f"{key}: {runs.shown(path)} is a zip archive, but no checkpoint")
             with archive.open(pickled) as file:
                 stored = _Unpickler(file, archive if tensors else None, pickled.removesuffix("data.pkl")).load()
     except _BROKEN as error:
@@ -153,9 +153,9 @@ def load(path: Path, key: str, *, tensors: bool = True) -> dict[str, Any]:
             why = "it is cut short"
         else:
             why = "it is not in PyTorch's format, and nothing else is ever unpickled"
-        raise UserError(f"{key}: {path} is no whole checkpoint: {why}") from error
+        raise UserError(f"{key}: {runs.shown(path)} is no whole checkpoint: {why}") from error
     if not isinstance(stored, dict):
-        raise UserError(f"{key}: {path} is no checkpoint: it holds a {type(stored).__name__}")
+        raise UserError(f"{key}: {runs.shown(path)} is no checkpoint: it holds a {type(stored).__name__}")
     return stored
 
 

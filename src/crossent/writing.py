@@ -37,7 +37,7 @@ def whole(path: Path, key: str) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             part.unlink()
         _remove_folders(made)
-        if isinstance(error, OSError) and error.filename in (None, str(part), *map(str, made)):
+        if isinstance(error, OSError) and error.filename in (None, str(part), *map(str, path.parents)):
             raise UserError(f"{key}={path}: cannot be written: {_reason(error)}") from error
         raise
 

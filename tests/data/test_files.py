@@ -406,7 +406,7 @@ class TestRuns:
         parts = ("data.val_fraction=0.3", "data.test_fraction=0.1")
         typed = ("data=csv", "data.path=rows.csv", *parts, "trainer.max_steps=9")
         one = train(*typed)
-        monkeypatch.setattr("crossent.data.module._EVALUATION_NUMBERS", 3 * 7)  # batches of seven, and one of one row
+        monkeypatch.setattr("crossent.data.loader._EVALUATION_NUMBERS", 3 * 7)  # batches of seven, and one of one row
 
         many = train(*typed)
 

@@ -252,3 +252,17 @@ def test_a_gpu_computes_what_the_formula_says(case: Case, backend: Backend) -> N
 
     here = found._replace(**{name: each.cpu() for name, each in found._asdict().items() if each is not None})
     assert_exact(here, expected(case, problem))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_evaluation_finds_the_same_cost_and_the_outputs(case: Case, backend: Backend, option: str) -> None:
+    problem = OPTIONS[option](case, case.random())
+    loss = case.configured(problem, backend)
+    given = (problem.features, problem.weight, problem.bias, problem.targets, problem.sample_weight)
+
+    cost, outputs = loss.with_outputs(*given)
+
+    assert not cost.mean.requires_grad
+    assert float(cost.mean) == pytest.approx(float(loss(*given).mean), rel=1e-12)
+    assert float(cost.weight) == pytest.approx(float(loss(*given).weight))
+    assert torch.equal(outputs, F.linear(problem.features, problem.weight, problem.bias))

@@ -148,7 +148,7 @@ def as_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return values.cast(pa.large_string())
 
 
-# pa.array and to_numpy import pandas where that is installed, which takes longer than predicting 100,000 rows.
+# pa.array, pa.scalar and to_numpy import pandas where that is installed, which takes longer than 100,000 predictions.
 
 
 def text_array(texts: Sequence[str]) -> pa.Array:

@@ -92,9 +92,13 @@ class FeatureEncoder:
         kind = values.type
         if pa.types.is_boolean(kind):
             values = values.cast(pa.uint8())
-        if pa.types.is_decimal(kind) or (values.null_count and not pa.types.is_floating(kind)):
-            values = values.cast(pa.float64(), safe=False)  # the nearest one
-        exact = as_numpy(values.fill_null(np.nan) if values.null_count else values)
+        if pa.types.is_decimal(kind):
+            values = values.cast(pa.float64())
+        if values.null_count:
+            exact = np.full(len(values), np.nan)
+            exact[as_numpy(values.is_valid())] = as_numpy(values.drop_null()) if values.null_count < len(values) else ()
+        else:
+            exact = as_numpy(values)
         with np.errstate(over="ignore"):  # a number beyond float32 is infinite, and refused below
             out[:] = exact
         lowest, highest = out.min(initial=np.inf), out.max(initial=-np.inf)  # NaN where there is one
@@ -132,12 +136,11 @@ class FeatureEncoder:
 
     def _one_hot(self, values: Values, name: str, out: Numbers) -> Numbers | None:
         """Writes a 1 where a row's text is, (rows, categories); returns which are missing, or None where none is."""
-        codes = pc.index_in(as_texts(values), self._categories[name]).fill_null(-1)
-        codes = as_numpy(codes)
+        codes = pc.index_in(as_texts(values), self._categories[name])
         out[:] = 0
-        known = (codes >= 0).nonzero()[0]
-        out[known, codes[known]] = 1
-        self.unseen += len(codes) - len(known)
+        known = as_numpy(codes.is_valid()).nonzero()[0]
+        out[known, as_numpy(codes.drop_null())] = 1
+        self.unseen += len(values) - len(known)
         if not values.null_count:
             return None
         gaps: Numbers = as_numpy(values.is_null())
