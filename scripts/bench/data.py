@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from typing import Any
 import lightning.pytorch as lightning
 import numpy as np
 import torch
+from measuring import Measure, in_turns, table, verdict, watched
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
@@ -48,35 +48,6 @@ ROWS, COLUMNS, CLASSES, BATCH = 1_000_000, 64, 10, 1024
 CSV_ROWS, CSV_COLUMNS = 1_000_000, 20
 DISK_ROWS, DISK_COLUMNS = 8_000_000, 256  # 8.2 GB
 EPOCH_LIMIT, PATH_LIMIT, MEMORY_LIMIT = 5.0, 1.2, 1.5e9
-
-Measure = Callable[[], float]
-
-
-def in_turns(cases: dict[str, Measure], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each case, all of them measured in every turn; the first turn warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(repeats + 1):
-        for name, measure in cases.items():
-            seconds = measure()
-            if turn:
-                taken[name].append(seconds)
-    return taken
-
-
-def table(title: str, taken: dict[str, list[float]], base: str) -> None:
-    """Prints a row a case, and its ratio to one of them."""
-    print(f"\n{title}")
-    print(f"{'':46}{'median s':>10}{'min':>9}{'max':>9}{'ratio':>8}")
-    for name, times in taken.items():
-        median = statistics.median(times)
-        ratio = median / statistics.median(taken[base])
-        print(f"{name:46}{median:10.3f}{min(times):9.3f}{max(times):9.3f}{ratio:8.2f}")
-
-
-def verdict(what: str, found: float, limit: float, *, at_least: bool = False) -> None:
-    """Says whether a limit holds."""
-    holds = found >= limit if at_least else found <= limit
-    print(f"{what}: {found:.2f}, {'at least' if at_least else 'at most'} {limit:g}: {'holds' if holds else 'MISSED'}")
 
 
 def rows() -> Table:
@@ -122,7 +93,7 @@ def epoch(repeats: int, folder: Path) -> dict[str, list[float]]:
         trainer.fit(classifier, loader)
         return time.perf_counter() - started
 
-    taken = in_turns({name: partial(fit, loader) for name, loader in loaders.items()}, repeats)
+    taken: dict[str, list[float]] = in_turns({name: partial(fit, loader) for name, loader in loaders.items()}, repeats)
     title = f"epoch: {ROWS:,} × {COLUMNS} rows, {CLASSES} classes, batches of {BATCH}, Trainer.fit"
     table(title, taken, "crossent")
     ratio = statistics.median(taken["DataLoader(TensorDataset)"]) / statistics.median(taken["crossent"])
@@ -160,7 +131,7 @@ def path(repeats: int, folder: Path) -> dict[str, list[float]]:
 
     by_hand = "by hand: a permuted copy, sliced"
     cases = {by_hand: permuted_copy, "by hand: index_select of each batch": indexed, "crossent": ours}
-    taken = in_turns(cases, repeats)
+    taken: dict[str, list[float]] = in_turns(cases, repeats)
     table(f"path: {ROWS:,} × {COLUMNS} rows, batches of {BATCH}, no training", taken, by_hand)
     verdict("crossent / by hand", statistics.median(taken["crossent"]) / statistics.median(taken[by_hand]), PATH_LIMIT)
     return taken
@@ -212,19 +183,10 @@ def csv(repeats: int, folder: Path) -> dict[str, list[float]]:
         cases["pandas.read_csv"] = read
         reading = f"import pandas; pandas.read_csv({str(file)!r})"
         cases["a process that reads it with pandas"] = lambda: process("-c", reading)
-    taken = in_turns(cases, repeats)
+    taken: dict[str, list[float]] = in_turns(cases, repeats)
     size = file.stat().st_size / 1e6
     table(f"csv: {CSV_ROWS:,} × {CSV_COLUMNS} numbers and a label, {size:.0f} MB", taken, "crossent: file to table")
     return taken
-
-
-def anonymous(pid: int) -> int:
-    """Bytes of anonymous memory that a process has; 0 when it has ended."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 def disk(repeats: int, folder: Path) -> dict[str, list[float]]:
@@ -245,16 +207,7 @@ def disk(repeats: int, folder: Path) -> dict[str, list[float]]:
     arguments += ["trainer.max_steps=-1", "trainer.max_epochs=1", "trainer.val_check_interval=1.0"]
     arguments += ["trainer.check_val_every_n_epoch=1", "optimizer.lr=0.5", f"hydra.run.dir={folder}/disk"]
     command_line = [sys.executable, "-m", "crossent.train", *arguments]
-    started, peak = time.perf_counter(), 0
-    with (folder / "console").open("w") as console:
-        running = subprocess.Popen(command_line, stdout=console, stderr=subprocess.STDOUT, cwd=folder)
-        while running.poll() is None:
-            peak = max(peak, anonymous(running.pid))
-            time.sleep(0.02)
-    taken = time.perf_counter() - started
-    said = (folder / "console").read_text()
-    if running.returncode != 0:
-        raise RuntimeError(said)
+    taken, peak, _ = watched(command_line, folder)
     metrics = json.loads((folder / "disk" / "metrics.json").read_text())
     size = features.stat().st_size / 1e9
     print(
@@ -298,7 +251,7 @@ def synthetic(repeats: int, folder: Path) -> dict[str, list[float]]:
             if cli.run(command(train), overrides) != 0:
                 raise RuntimeError("the run failed")
         accuracy = json.loads((run / "metrics.json").read_text())["test/accuracy"]
-        best = next(float(line.split()[1]) for line in said.getvalue().splitlines() if "best possible" in line)
+        best = next(float(line.rsplit(":", 1)[1]) for line in said.getvalue().splitlines() if "best possible" in line)
         print(f"{count:>10,} rows, {columns} features, {classes:>3} classes, zipf {zipf}: {accuracy:.4f} of {best:.4f}")
         found[run.name] = [accuracy, best]
     return found
