@@ -159,9 +159,8 @@ def memory(repeats: int, folder: Path) -> dict[str, list[float]]:
         keep = ["keep=[id]"] if kind == "csv" else []
         taken, peak, said = watched([sys.executable, "-m", "crossent.predict", *overrides, *keep], folder)
         size = (folder / f"large.{kind}").stat().st_size / 1e9
-        print(
-            f"\nmemory: large.{kind}, {size:.1f} GB, to {out}, all probabilities: {taken:.1f} s\n{said.splitlines()[-1]}"
-        )
+        print(f"\nmemory: large.{kind}, {size:.1f} GB, to {out}, all probabilities: {taken:.1f} s")
+        print(said.splitlines()[-1])
         verdict("anonymous memory (RssAnon, sampled every 20 ms), GB", peak / 1e9, MEMORY_LIMIT / 1e9)
         found[f"{kind} to {out}"] = [taken, float(peak)]
     return found
