@@ -133,13 +133,13 @@ def test_memory_does_not_grow_with_rows_nor_with_the_square_of_classes() -> None
     assert held < 8 * (3 * 1_000_000 + 100)
 
 
-def test_a_temperature_adds_what_was_before_it() -> None:
+def test_a_temperature_adds_what_comes_after_it() -> None:
     logits, targets, _ = some(300, 5)
     evaluation = Evaluation(5, ignore_index=-100)
     evaluation.temperature = 2.5
 
     evaluation.update(None, logits, targets, None)
 
-    before, after = scored(logits, targets), scored(logits / 2.5, targets)
-    expected = {**after, "nll_uncalibrated": before["nll"], "ece_uncalibrated": before["ece"]}
+    after = scored(logits / 2.5, targets)
+    expected = scored(logits, targets) | {f"{name}_calibrated": after[name] for name in ("nll", "brier", "ece")}
     assert evaluation.metrics() == pytest.approx(expected)

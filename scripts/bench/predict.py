@@ -236,7 +236,7 @@ def calibration(repeats: int, folder: Path) -> dict[str, list[float]]:
             said = crossent("train", folder, *overrides, f"hydra.run.dir=digits-{steps}-{seed}")
             stored = json.loads((folder / f"digits-{steps}-{seed}" / "metrics.json").read_text())
             temperature = re.findall(r"best.ckpt: temperature ([\d.]+)", said)
-            values = [stored[f"test/{name}"] for name in ("nll_uncalibrated", "nll", "ece_uncalibrated", "ece")]
+            values = [stored[f"test/{name}"] for name in ("nll", "nll_calibrated", "ece", "ece_calibrated")]
             shown = float(temperature[0]) if temperature else 1.0
             print(f"{seed:6}{shown:13.4f}{values[0]:12.4f}{values[1]:9.4f}{values[2]:12.4f}{values[3]:9.4f}")
             found[f"{steps} steps, seed {seed}"] = [shown, *values]

@@ -5,7 +5,7 @@ Guo et al., On Calibration of Modern Neural Networks, 2017, section 4.2.
 
 import copy
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from crossent.checkpoints import KEY
 from crossent.data.loader import Batch
 from crossent.head import Head
-from crossent.metrics import Evaluation
+from crossent.metrics import CALIBRATED, Evaluation
 from crossent.writing import whole
 
 log = logging.getLogger(__name__)
@@ -38,19 +38,39 @@ class Logits(NamedTuple):
     weights: Tensor | None
 
 
-def calibrate(path: Path, head: Head, batches: Iterable[Batch], ignored: int) -> None:
-    """Fits the temperature of a checkpoint's weights, and stores it there; None where the rows do not tell one.
+def calibrate(
+    paths: Sequence[Path], head: Head, batches: Iterable[Batch], ignored: int
+) -> tuple[int, dict[str, float]]:
+    """Fits the temperature of each checkpoint's weights, and stores it there; None where the rows do not tell one.
 
     Args:
-        path: of the checkpoint.
+        paths: of the checkpoints of a run.
         head: of the run, whatever its weights.
         batches: of validation rows; gone through several times.
         ignored: the target of rows that count for nothing.
+
+    Returns:
+        The steps of the first checkpoint, and the metrics of its calibrated probabilities, ``<metric>_calibrated``;
+        none where there is no temperature.
     """
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    found: dict[int, tuple[float | None, dict[str, float]]] = {}  # by steps, after which the weights are the same
+    for path in paths:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        steps = int(stored["global_step"])
+        if steps not in found:
+            found[steps] = _calibrated(stored["state_dict"], head, batches, ignored, path.name)
+        stored[KEY]["temperature"] = found[steps][0]
+        with whole(path, "checkpoint") as part:
+            torch.save(stored, part)
+    return next(((steps, metrics) for steps, (_, metrics) in found.items()), (0, {}))
+
+
+def _calibrated(
+    state: Mapping[str, Tensor], head: Head, batches: Iterable[Batch], ignored: int, name: str
+) -> tuple[float | None, dict[str, float]]:
+    """The temperature of some weights, and the metrics with it."""
     head = copy.deepcopy(head)
-    weights = {name.removeprefix("head."): each for name, each in stored["state_dict"].items() if name[:5] == "head."}
-    head.load_state_dict(weights)
+    head.load_state_dict({key[5:]: each for key, each in state.items() if key.startswith("head.")})
     head.to(torch.promote_types(head.weight.dtype, torch.float32))
 
     @torch.no_grad()
@@ -60,25 +80,16 @@ def calibrate(path: Path, head: Head, batches: Iterable[Batch], ignored: int) ->
             yield Logits(head(batch.features.to(head.weight.dtype)), batch.targets, batch.weights)
 
     temperature = fit_temperature(logits, ignored)
-    stored[KEY]["temperature"] = temperature
-    with whole(path, "checkpoint") as part:
-        torch.save(stored, part)
     if temperature is None:
-        return
+        return None, {}
     evaluation = Evaluation(head.classes, ignored)
     evaluation.temperature = temperature
     for each in logits():
         evaluation.update(None, *each)
-    found = evaluation.metrics()
-    log.info(
-        "%s: temperature %.4f; on the val rows nll %.6f -> %.6f, ece %.6f -> %.6f",
-        path.name,
-        temperature,
-        found["nll_uncalibrated"],
-        found["nll"],
-        found["ece_uncalibrated"],
-        found["ece"],
-    )
+    metrics = evaluation.metrics()
+    changes = ", ".join(f"{key} {metrics[key]:.6f} -> {metrics[f'{key}_calibrated']:.6f}" for key in ("nll", "ece"))
+    log.info("%s: temperature %.4f; on the val rows %s", name, temperature, changes)
+    return temperature, {f"{key}_calibrated": metrics[f"{key}_calibrated"] for key in CALIBRATED}
 
 
 def fit_temperature(logits: Callable[[], Iterable[Logits]], ignored: int) -> float | None:

@@ -28,7 +28,7 @@ def check(composed: Plain, schema: type[Config]) -> Config:
         UserError: a key that does not exist, a value of another type or out of range, or a package that the
             configuration needs and that is not installed. The message is one line, for the user.
     """
-    plain = _with_arguments_apart(composed, schema)
+    plain = _without_unset(_with_arguments_apart(composed, schema))
     try:
         config = msgspec.convert(plain, schema)
     except msgspec.ValidationError as error:
@@ -40,6 +40,13 @@ def check(composed: Plain, schema: type[Config]) -> Config:
     if files is not None:
         _check_files(files())
     return config
+
+
+def _without_unset(plain: Any) -> Any:
+    """The same without keys that are still to be given, so that one that does not exist is named before them."""
+    if not isinstance(plain, dict):
+        return plain
+    return {key: _without_unset(value) for key, value in plain.items() if value != _MISSING}
 
 
 def _check_files(files: Mapping[str, str]) -> None:
@@ -56,7 +63,9 @@ def _check_files(files: Mapping[str, str]) -> None:
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """``", did you mean 'x'?"`` for the nearest of the candidates, or nothing where none is near."""
-    near = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.3)
+    known = list(candidates)
+    near = [each for each in known if each.lower() == word.lower()]
+    near = near or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f", did you mean '{near[0]}'?" if near else "."
 
 
@@ -229,7 +238,8 @@ def _describe(kind: inspect.Type) -> str:
         case inspect.FloatType():
             return "a number" + _range(kind)
         case inspect.LiteralType(values=values):
-            return ("one of " if len(values) > 1 else "") + ", ".join(show(value) for value in values)
+            shown = [each if re.search(r"\w", each) else f"'{each}'" for each in map(show, values)]
+            return ("one of " if len(values) > 1 else "") + ", ".join(shown)
         case inspect.NoneType():
             return "null"
         case inspect.BoolType():
@@ -237,7 +247,7 @@ def _describe(kind: inspect.Type) -> str:
         case inspect.StrType():
             return "a text"
         case inspect.ListType(item_type=item):
-            return f"a list, each {_describe(item)}"
+            return f"a list [a,b], each {_describe(item)}"
         case inspect.TupleType(item_types=items):
             return f"a list of {len(items)}, each {_describe(items[0])}"
         case _:

@@ -37,7 +37,7 @@ _TYPES = {
     "BoolStorage": "?",
 }
 _BROKEN = (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError)
-_BROKEN += (AttributeError, RecursionError, MemoryError, OverflowError, NotImplementedError)  # type: ignore[assignment]  # a tuple of more
+_BROKEN += (AttributeError, RuntimeError, MemoryError, OverflowError, OSError)  # type: ignore[assignment]  # a tuple of more
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,10 @@ def read(run: runs.StoredRun, key: str) -> Checkpoint:
             raise ValueError(f"{outputs} outputs for {len(facts.classes)} classes")
         if bias is not None:
             bias = np.broadcast_to(bias, (outputs,)).copy()  # one may be shared by all
+        if not np.isfinite(weight).all():
+            raise ValueError(
+                "its weights are not finite, since the run diverged; train again with a lower optimizer.lr"
+            )
         temperature = record.get("temperature")
         if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(f"a temperature of {temperature}")
@@ -96,7 +100,7 @@ def read(run: runs.StoredRun, key: str) -> Checkpoint:
         return Checkpoint(path, weight, bias, int(stored["global_step"]), config, facts, temperature, loss)
     except _BROKEN as error:
         why = f"no '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{key}: {runs.shown(path)} is no checkpoint of Crossent's: {why}") from error
+        raise UserError(f"{_where(key, path)} is no checkpoint of Crossent's: {why}") from error
 
 
 def configuration(run: runs.StoredRun, key: str) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def configuration(run: runs.StoredRun, key: str) -> dict[str, Any]:
     stored = load(path, key, tensors=False).get(KEY)
     found = stored.get("config") if isinstance(stored, dict) else None
     if not isinstance(found, dict):
-        raise UserError(f"{key}: {runs.shown(path)} is no checkpoint of Crossent's: it has no configuration")
+        raise UserError(f"{_where(key, path)} is no checkpoint of Crossent's: it has no configuration")
     return found
 
 
@@ -138,25 +142,28 @@ def load(path: Path, key: str, *, tensors: bool = True) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip() if tensors else None
             if broken is not None:
-                raise UserError(f"{key}: {runs.shown(path)} is damaged: the checksum of {broken} in it is wrong")
+                raise UserError(f"{_where(key, path)} is damaged: the checksum of {broken} in it is wrong")
             if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
-                raise UserError(f"{key}: {runs.shown(path)} is a compressed archive, but no checkpoint")
+                raise UserError(f"{_where(key, path)} is a compressed archive, but no checkpoint")
             pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
             if pickled is None:
-                raise UserError(f"{key}: {runs.shown(path)} is a zip archive, but no checkpoint")
+                raise UserError(f"{_where(key, path)} is a zip archive, but no checkpoint")
             with archive.open(pickled) as file:
                 stored = _Unpickler(file, archive if tensors else None, pickled.removesuffix("data.pkl")).load()
     except _BROKEN as error:
-        if zipfile.is_zipfile(path):
-            why = f"it cannot be read: {' '.join(str(error).split())}"
-        elif _begins_as_archive(path):
-            why = "it is cut short"
-        else:
-            why = "it is not in PyTorch's format, and nothing else is ever unpickled"
-        raise UserError(f"{key}: {runs.shown(path)} is no whole checkpoint: {why}") from error
+        why = "it is not in PyTorch's format, and nothing else is ever unpickled"
+        if _begins_as_archive(path):
+            why = f"it is damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})"
+        raise UserError(f"{_where(key, path)} is no whole checkpoint: {why}") from error
     if not isinstance(stored, dict):
-        raise UserError(f"{key}: {runs.shown(path)} is no checkpoint: it holds a {type(stored).__name__}")
+        raise UserError(f"{_where(key, path)} is no checkpoint: it holds a {type(stored).__name__}")
     return stored
+
+
+def _where(key: str, path: Path) -> str:
+    """What named the checkpoint, and the path of it where that is another."""
+    named = key.partition("=")[2]
+    return f"{key}:" if Path(named).absolute() == path.absolute() else f"{key}: {runs.shown(path)}"
 
 
 def _begins_as_archive(path: Path) -> bool:

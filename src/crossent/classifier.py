@@ -88,7 +88,7 @@ class SoftmaxClassifier(lightning.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, self._step)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
         if every and taken % every == 0:  # 0 in Lightning's barebones mode
-            self._write("train", taken, self._step.metrics())
+            self.record_metrics("train", taken, self._step.metrics())
         self._step.clear()
         if self._is_last(taken):
             # Has Lightning validate the final weights, whatever the interval; there is no minimum left to wait for.
@@ -166,10 +166,11 @@ class SoftmaxClassifier(lightning.LightningModule):
         metrics = self.evaluation.metrics()
         self.evaluation.reset()
         steps = self.trainer.global_step if self._loaded_steps is None else self._loaded_steps
-        self._write(split, steps, metrics)
+        self.record_metrics(split, steps, metrics)
         return metrics
 
-    def _write(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
+    def record_metrics(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Records a point of each metric of a split, by the weights that had so many updates."""
         tagged = {f"{split}/{name}": value for name, value in metrics.items()}
         for logger in self.trainer.loggers:
             logger.log_metrics(tagged, step)

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from crossent.checking import check, did_you_mean
 from crossent.errors import UserError
 
-_FORM = "expected key=value, such as optimizer.lr=0.1"
+_FORM = "expected key=value; --help lists the keys"
 
 
 def conf_directory() -> Path:

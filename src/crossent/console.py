@@ -63,6 +63,11 @@ def progress(doing: str, what: str) -> Iterator[Callable[[int, float | None], No
         yield advance
 
 
+def _twelve(value: float) -> str:
+    """A number in twelve letters."""
+    return f"{value:12.6f}" if abs(value) < 10_000 else f"{value:12.4g}"
+
+
 def metrics_table(points: Mapping[str, tuple[int, float]]) -> list[str]:
     """The last points of the curves: a line for each metric, a column for each split.
 
@@ -76,7 +81,7 @@ def metrics_table(points: Mapping[str, tuple[int, float]]) -> list[str]:
     lines = [" " * width + "".join(f"{split:>12}" for split in splits)]
     for name in names:
         found = [points.get(f"{split}/{name}") for split in splits]
-        lines.append(f"{name:<{width}}" + "".join(" " * 12 if each is None else f"{each[1]:12.6f}" for each in found))
+        lines.append(f"{name:<{width}}" + "".join(" " * 12 if each is None else _twelve(each[1]) for each in found))
     steps = [max(step for tag, (step, _) in points.items() if tag.startswith(f"{split}/")) for split in splits]
     lines.append(f"{'at step':<{width}}" + "".join(f"{step:12}" for step in steps))
     return [line.rstrip() for line in lines]

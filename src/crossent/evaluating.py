@@ -2,15 +2,19 @@
 
 import csv
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
+from rich.cells import cell_len
 from torch import Tensor
 
 from crossent import checkpoints, config, devices, losses, plots, runs
+from crossent.checking import show
 from crossent.console import metrics_table, progress
 from crossent.data import aligned
 from crossent.data.facts import DataFacts
@@ -29,6 +33,8 @@ log = logging.getLogger(__name__)
 _FEW_CLASSES = 30
 _WORST_CLASSES = 20
 _LISTED = 20  # classes on the console
+_FILES = (runs.METRICS, "classes.csv", "confusion_matrix.png", "reliability.png")
+_LONGEST_NAME = 40
 
 
 def evaluate(chosen: config.EvaluateConfig, plain: dict[str, Any]) -> dict[str, float]:
@@ -48,20 +54,22 @@ def evaluate(chosen: config.EvaluateConfig, plain: dict[str, Any]) -> dict[str, 
     if chosen.accelerator.threads != "auto":
         torch.set_num_threads(chosen.accelerator.threads)
     run = runs.find_trained(chosen.run, "run")
-    checkpoint = checkpoints.read(run, f"run={chosen.run}")
+    checkpoint = checkpoints.read(run, f"run={runs.shown(Path(chosen.run))}")
     folder = _output_folder(chosen, run)
     model = _Model(checkpoint, _loss(chosen, checkpoint), chosen.accelerator)
     rows = _rows(chosen, plain, checkpoint, model.ignored)
     log.info("run    %s, %d steps", runs.shown(checkpoint.path), checkpoint.steps)
-    log.info("rows   %s: %s %s", _named(chosen), f"{len(rows.table):,}", rows.described)
+    log.info("rows   %s: %s, %s", _named(chosen), f"{len(rows.table):,}", rows.described)
     evaluation, confusion = model.evaluate(rows.table)
     metrics = {f"{rows.split}/{name}": value for name, value in evaluation.metrics().items()}
     names, classes = checkpoint.facts.classes, PerClass(*(each.cpu() for each in evaluation.scores.per_class))
-    with whole_folder(folder, "output") as part:
-        plots.save_confusion(part / "confusion_matrix.png", confusion.names(names), confusion.shares, confusion.counts)
+    with whole_folder(folder, "output", _old_events(folder)) as part:
+        plots.save_confusion(
+            part / "confusion_matrix.png", confusion.names(names), confusion.shares, confusion.counts, of=len(names)
+        )
         curves = {"predictions": evaluation.scores.reliability}
         if checkpoint.temperature is not None:
-            curves = {"uncalibrated": evaluation.uncalibrated.reliability, "calibrated": evaluation.scores.reliability}
+            curves = {"calibrated": evaluation.calibrated.reliability, "before": evaluation.scores.reliability}
         plots.save_reliability(
             part / "reliability.png", {name: Reliability(*(e.cpu() for e in each)) for name, each in curves.items()}
         )
@@ -80,24 +88,28 @@ def _output_folder(chosen: config.EvaluateConfig, run: runs.StoredRun) -> Path:
     folder = Path(chosen.output)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output={folder}: a file; expected a folder")
-    if (folder / runs.METRICS).exists():
-        if (folder / runs.CONFIG).exists():
-            raise UserError(f"output={folder}: holds a training run; choose another folder")
-        if not chosen.overwrite:
-            raise UserError(f"output={folder}: holds an evaluation; overwrite=true replaces it")
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()  # or readers would see both
+    if (folder / runs.CONFIG).exists():
+        raise UserError(f"output={folder}: holds a training run; choose another folder")
+    there = next((name for name in _FILES if (folder / name).exists()), None)
+    if there is not None and not chosen.overwrite:
+        raise UserError(f"output={folder}: has {there}; overwrite=true replaces an evaluation")
     return folder
+
+
+def _old_events(folder: Path) -> list[Path]:
+    """Event files that readers would see beside the new one."""
+    if not (folder / runs.METRICS).exists():
+        return []
+    return [path for path in folder.glob("events.out.tfevents.*") if re.search(r"tfevents\.\d+\..*\.\d+$", path.name)]
 
 
 def _loss(chosen: config.EvaluateConfig, checkpoint: checkpoints.Checkpoint) -> losses.Loss | None:
     """The loss whose cost is reported."""
     if chosen.loss is None:
-        named = checkpoint.config.get("loss", {}).get("_target_")
         log.warning(
             "no cost is reported: the run's loss is a class of its user's, which is not imported unless it is named "
-            "again: loss=custom loss._target_=%s",
-            named,
+            "again: %s",
+            _again("loss", checkpoint),
         )
         return None
     facts, outputs = checkpoint.facts, len(checkpoint.weight)
@@ -113,15 +125,25 @@ def _loss(chosen: config.EvaluateConfig, checkpoint: checkpoints.Checkpoint) -> 
     return loss
 
 
+def _again(group: str, checkpoint: checkpoints.Checkpoint) -> str:
+    """What to type to name a class of the user's own again."""
+    section = dict(checkpoint.config.get(group, {}))
+    typed = [f"{group}=custom", f"{group}._target_={section.pop('_target_', None)}"]
+    kind: type[msgspec.Struct] = config.CustomLoss if group == "loss" else config.CustomData
+    known = {"name", *(field.name for field in msgspec.structs.fields(kind))}
+    typed += [f"+{group}.{key}={show(value)}" for key, value in section.items() if key not in known]
+    parts = [f"{group}.{key}={section[key]}" for key in ("val_fraction", "test_fraction") if section.get(key)]
+    return " ".join(typed + parts)
+
+
 def _rows(
     chosen: config.EvaluateConfig, plain: dict[str, Any], checkpoint: checkpoints.Checkpoint, ignored: int
 ) -> aligned.Chosen:
     stored = checkpoint.config
     if chosen.data is None:
-        named = stored.get("data", {}).get("_target_")
         raise UserError(
-            f"data: the run was trained on rows of a class of its user's, {named}, which is not imported unless it is "
-            f"named again: data=custom data._target_={named}; or give a file: data=csv data.path=new.csv"
+            "data: the run was trained on rows of a class of its user's, which is not imported unless it is named again: "
+            f"{_again('data', checkpoint)}; or give a file: data=csv data.path=new.csv"
         )
     before = stored.get("data", {})
     own = all(plain["data"].get(key) == value for key, value in before.items() if key != "in_memory")
@@ -186,8 +208,7 @@ class _Model:
         return evaluation, confusion
 
     def _confusion_of_worst(self, table: Table, classes: PerClass) -> "Confusion":
-        mistakes = classes.support + classes.predicted - 2 * classes.hits
-        worst = mistakes.cpu().argsort(descending=True, stable=True)[:_WORST_CLASSES]
+        worst = _worst(classes)[:_WORST_CLASSES].cpu()
         confusion = Confusion.empty(worst, len(self._facts.classes))
         rows = torch.isin(table.targets, worst).nonzero().squeeze(1)
         for batch in self._batches(table.take(rows)) if len(rows) else ():
@@ -207,6 +228,11 @@ class _Model:
         if self._loss is None:
             return None, torch.nn.functional.linear(features, self._weight, self._bias)
         return self._loss.with_outputs(features, self._weight, self._bias, batch.targets, batch.weights)
+
+
+def _worst(classes: PerClass) -> Tensor:
+    """The classes, those with the most mistakes first: rows of theirs taken for others, and others' for them."""
+    return (classes.support + classes.predicted - 2 * classes.hits).argsort(descending=True, stable=True)
 
 
 class Confusion(NamedTuple):
@@ -259,7 +285,8 @@ def _write_classes(path: Path, names: tuple[str, ...], classes: PerClass) -> Non
     with path.open("w", newline="", encoding="utf8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["class", "rows", "predicted", "precision", "recall", "f1"])
-        writer.writerows(zip(names, *(each.tolist() for each in columns), strict=True))
+        for name, *numbers in zip(names, *(each.tolist() for each in columns), strict=True):
+            writer.writerow([name, *(f"{number:.10g}" for number in numbers)])
 
 
 def _write_events(folder: Path, split: str, metrics: dict[str, float], steps: int) -> None:
@@ -280,14 +307,15 @@ def _report(metrics: dict[str, float], steps: int, names: tuple[str, ...], class
         log.info("%s", line)
     shown = torch.arange(len(names))
     if len(names) > _LISTED:
-        shown = classes.f1.where(classes.support > 0, 2.0).argsort(stable=True)[: _LISTED // 2]
-        log.info("\nthe %d classes with the lowest F1 of %d:", len(shown), len(names))
+        shown = _worst(classes)[: _LISTED // 2]
+        log.info("\nthe %d classes with the most mistakes, of %d:", len(shown), len(names))
     else:
         log.info("")
-    width = max(5, *(len(names[index]) for index in shown.tolist()))
-    log.info("%-*s  %10s  %9s  %6s  %6s", width, "class", "rows", "precision", "recall", "F1")
-    for index in shown.tolist():
+    cut = {index: plots.shortened(names[index], _LONGEST_NAME) for index in shown.tolist()}
+    width = max(5, *map(cell_len, cut.values()))
+    log.info("class%s  %10s  %9s  %6s  %6s", " " * (width - 5), "rows", "precision", "recall", "F1")
+    for index, name in cut.items():
         precision, recall, f1 = (float(each[index]) for each in (classes.precision, classes.recall, classes.f1))
-        rows = float(classes.support[index])
-        log.info("%-*s  %10g  %9.4f  %6.4f  %6.4f", width, names[index], rows, precision, recall, f1)
+        padded = name + " " * (width - cell_len(name))  # some letters take two places
+        log.info("%s  %10g  %9.4f  %6.4f  %6.4f", padded, float(classes.support[index]), precision, recall, f1)
     log.info("\nwritten: %s (metrics.json, classes.csv, confusion_matrix.png, reliability.png)", runs.shown(folder))

@@ -74,7 +74,7 @@ class TensorBoard(loggers.TensorBoardLogger):
         self._flushed_at = time.time()
         if start is not None:
             _wait_for_a_later_name(directory)
-        # A test point stands at the step of the best weights, which readers need not forget; it is not written twice.
+        # Such a point stands at the step of the best weights, which readers need not forget; it is not written twice.
         self._tested = set() if start is None else _test_points(directory)
 
     @rank_zero_only
@@ -125,10 +125,10 @@ def _wait_for_a_later_name(directory: Path) -> None:
 
 
 def _test_points(directory: Path) -> set[tuple[str, int | None]]:
-    """Tag and step of every test point in a run's event files."""
+    """Tag and step of every point in a run's event files that is of the best weights."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("test/")]
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("test/") or tag.endswith("_calibrated")]
     return {(tag, point.step) for tag in tags for point in events.Scalars(tag)}

@@ -14,6 +14,8 @@ from crossent.losses.base import Cost
 
 #: Of confidence, all equally wide.
 BINS = 15
+#: The metrics that a temperature changes.
+CALIBRATED = ("nll", "brier", "ece")
 _TOP = 5
 
 
@@ -35,7 +37,7 @@ class WeightedMean(Metric):
 
     def update(self, values: Tensor, weights: Tensor) -> None:
         """Takes in values and their weights, of one shape."""
-        values, weights = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (values, weights))
+        values, weights = (each.to(_wide(each)) for each in (values, weights))
         # Not in place: a run in 16 bits makes the states so, too, which are too narrow for sums.
         self.total = self.total + (values * weights).sum()
         self.weight = self.weight + weights.sum()
@@ -133,7 +135,7 @@ class Scores(Metric):
             targets: (rows,), int64, from 0 to classes - 1.
             weights: (rows,), or None: every row counts once.
         """
-        wide = torch.float32 if logits.device.type == "mps" else torch.float64
+        wide = _wide(logits)
         for name in ("sums", "by_class", "bins"):
             setattr(self, name, getattr(self, name).to(wide))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -193,16 +195,16 @@ class Evaluation(nn.Module):
         ignore_index: the target of rows that count for nothing.
 
     Attributes:
-        temperature: by which logits are divided; None: they were not calibrated.
-        scores: of the logits, so divided.
-        uncalibrated: of the logits as they are, where there is a temperature.
+        temperature: by which logits are divided to calibrate them; None: they are not.
+        scores: of the logits as they are.
+        calibrated: of the logits so divided, where there is a temperature.
     """
 
     def __init__(self, classes: int, ignore_index: int) -> None:
         super().__init__()
         self.temperature: float | None = None
         self.scores = Scores(classes)
-        self.uncalibrated = Scores(classes)
+        self.calibrated = Scores(classes)
         self._costs = WeightedMean()
         self._ignored = ignore_index
 
@@ -223,25 +225,23 @@ class Evaluation(nn.Module):
         if not counts.all():
             logits, targets = logits[counts], targets[counts]
             weights = None if weights is None else weights[counts]
-        if self.temperature is None:
-            self.scores.update(logits, targets, weights)
-        else:
-            self.uncalibrated.update(logits, targets, weights)
-            self.scores.update(logits / self.temperature, targets, weights)
+        self.scores.update(logits, targets, weights)
+        if self.temperature is not None:
+            self.calibrated.update(logits / self.temperature, targets, weights)
 
     def metrics(self) -> dict[str, float]:
-        """Every metric by its name; ``nll_uncalibrated`` and ``ece_uncalibrated`` where there is a temperature."""
+        """Every metric by its name; what a temperature changes, where there is one, as ``<metric>_calibrated``, too."""
         metrics: dict[str, Tensor] = dict(self.scores.compute())
         if self._costs.update_called:
             metrics = {"cost": self._costs.compute(), **metrics}
         if self.temperature is not None:
-            before = self.uncalibrated.compute()
-            metrics |= {f"{name}_uncalibrated": before[name] for name in ("nll", "ece")}
+            after = self.calibrated.compute()
+            metrics |= {f"{name}_calibrated": after[name] for name in CALIBRATED}
         return {name: float(value) for name, value in metrics.items()}
 
     def reset(self) -> None:
         """Forgets all rows."""
-        for each in (self._costs, self.scores, self.uncalibrated):
+        for each in (self._costs, self.scores, self.calibrated):
             each.reset()
 
 
@@ -250,6 +250,11 @@ def _ranked_higher(logits: Tensor, own: Tensor) -> Tensor:
     logit = logits.gather(1, own)
     earlier = torch.arange(logits.shape[1], device=logits.device) < own
     return ((logits > logit) | ((logits == logit) & earlier)).sum(dim=1)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """What sums are held in: double precision, but for an Apple GPU, which has none."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def _nonzero(divisor: Tensor) -> Tensor:

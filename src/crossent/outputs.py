@@ -15,7 +15,8 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet
 from numpy.lib import format as npy
 
-from crossent.data.arrow import is_text, spooled
+from crossent.data.arrow import is_number, is_text, spooled
+from crossent.errors import UserError
 
 
 class Output(Protocol):
@@ -23,6 +24,26 @@ class Output(Protocol):
 
     def write(self, rows: pa.RecordBatch) -> None:
         """Takes in the next rows."""
+
+
+def check(schema: pa.Schema, kind: str) -> None:
+    """Refuses columns that a kind of file cannot have.
+
+    Raises:
+        UserError: the column, which can only be one that is carried over.
+    """
+    for field in schema:
+        plain = is_text(field.type) or (is_number(field.type) and not pa.types.is_decimal(field.type))
+        dated = pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)
+        fits = {
+            ".parquet": True,
+            ".csv": plain or pa.types.is_decimal(field.type) or pa.types.is_temporal(field.type),
+            ".npz": plain or dated,
+        }
+        if not fits[kind]:
+            raise UserError(
+                f"keep={field.name}: is of the type {field.type}, which a {kind} file cannot have; .parquet can"
+            )
 
 
 @contextlib.contextmanager
@@ -93,9 +114,17 @@ def _archive(path: Path, schema: pa.Schema) -> Iterator[Output]:
 
 
 def _write_array(member: Any, values: pa.ChunkedArray) -> None:
-    """Writes a column as an array, (rows,); texts as NumPy's, all as wide as the widest."""
+    """Writes a column as an array, (rows,); texts as NumPy's, all as wide as the widest.
+
+    A missing text is empty. Where a whole number is missing, or true or false, all become floating, and that one NaN.
+    """
     if is_text(values.type):
         kind = np.dtype(f"U{max(1, pc.max(pc.utf8_length(values)).as_py() or 0)}")
+    elif values.null_count and is_number(values.type):
+        values = (values.cast(pa.uint8()) if pa.types.is_boolean(values.type) else values).cast(
+            pa.float64(), safe=False
+        )
+        kind = np.dtype(np.float64)
     else:
         kind = values[:0].to_numpy(zero_copy_only=False).dtype
     npy.write_array_header_2_0(

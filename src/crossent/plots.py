@@ -1,5 +1,6 @@
 """Pictures."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B0A000")
 _DASHES = ("-", "--", ":", "-.")
-_LONGEST_NAME = 16
+_LONGEST_NAME = 18
+_FITS = 5  # letters of a name that need not stand upright
 
 
 def save_losses(path: Path, gap: str, gaps: Tensor, curves: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -46,7 +48,7 @@ def save_losses(path: Path, gap: str, gaps: Tensor, curves: dict[str, tuple[Tens
         figure.savefig(part, dpi=150, format="png")
 
 
-def save_confusion(path: Path, names: Sequence[str], shares: Tensor, counts: Tensor) -> None:
+def save_confusion(path: Path, names: Sequence[str], shares: Tensor, counts: Tensor, *, of: int) -> None:
     """Draws what the rows of each class were taken for.
 
     Args:
@@ -54,21 +56,28 @@ def save_confusion(path: Path, names: Sequence[str], shares: Tensor, counts: Ten
         names: of the columns: the classes, and perhaps one more for all others.
         shares: (classes, columns), of each class's rows.
         counts: (classes, columns), their weights.
+        of: how many classes there are, of which these are those with the most mistakes.
     """
     size = max(4.5, 1.8 + 0.42 * len(names))
     figure = _figure(size + 0.8, size)
     axes = figure.subplots()
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
-    axes.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, shown)) > 2 else 0)
+    shown = [shortened(name, _LONGEST_NAME).replace("$", r"\$") for name in names]  # or it would be a formula
+    axes.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, shown)) > _FITS else 0)
     axes.set_yticks(range(len(shares)), shown[: len(shares)])
-    axes.set(xlabel="taken for", ylabel="class", title="rows of each class")
+    which = "rows of each class"
+    if len(shares) < of:
+        which = f"the {len(shares)} classes with the most mistakes, of {of}"
+    axes.set(xlabel="taken for", ylabel="class", title=which)
+    letters = 7 if len(names) > 12 else 10
     for row, column in counts.nonzero().tolist():
         count, dark = float(counts[row, column]), shares[row, column] > 0.5
-        axes.text(column, row, _short(count), ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        axes.text(
+            column, row, _short(count), ha="center", va="center", fontsize=letters, color="white" if dark else "black"
+        )
     bar = figure.colorbar(image, ax=axes, fraction=0.046)
     bar.set_label("share of the class's rows")
-    figure.savefig(path, dpi=110, format="png")
+    _save(figure, path)
 
 
 def save_reliability(path: Path, curves: Mapping[str, "Reliability"]) -> None:
@@ -81,12 +90,13 @@ def save_reliability(path: Path, curves: Mapping[str, "Reliability"]) -> None:
     figure = _figure(5.6, 6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="as sure as right")
-    for (name, curve), colour, dash in zip(curves.items(), reversed(_COLOURS[:2]), ("--", "-"), strict=False):
+    for (name, curve), colour, dash in zip(curves.items(), _COLOURS, _DASHES, strict=False):
         met = curve.weight > 0
         label = f"{name}, ECE {float(curve.error):.4f}"
-        line = {"color": colour, "linestyle": dash, "linewidth": 1.8, "marker": "o", "markersize": 4}
-        upper.plot(curve.confidence[met].numpy(), curve.accuracy[met].numpy(), label=label, **line)
         share = curve.weight / curve.weight.sum().clamp(min=1e-300)
+        confidence, accuracy = curve.confidence[met].numpy(), curve.accuracy[met].numpy()
+        upper.plot(confidence, accuracy, label=label, color=colour, linestyle=dash, linewidth=1.2)
+        upper.scatter(confidence, accuracy, s=(6 + 120 * share[met]).numpy(), color=colour)  # by the rows behind it
         lower.stairs(
             share.numpy(),
             torch.linspace(0, 1, len(share) + 1).numpy(),
@@ -101,7 +111,21 @@ def save_reliability(path: Path, curves: Mapping[str, "Reliability"]) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     upper.legend(frameon=False, loc="upper left")
-    figure.savefig(path, dpi=110, format="png")
+    _save(figure, path)
+
+
+def shortened(name: str, longest: int) -> str:
+    """A name of at most so many letters, cut in the middle, since many names begin alike."""
+    if len(name) <= longest:
+        return name
+    head = (longest - 1) // 2
+    return f"{name[:head]}…{name[len(name) - (longest - 1 - head) :]}"
+
+
+def _save(figure: Any, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a name; classes.csv has it
+        figure.savefig(path, dpi=110, format="png")
 
 
 def _figure(width: float, height: float) -> Any:

@@ -22,6 +22,7 @@ from crossent.writing import whole
 
 log = logging.getLogger(__name__)
 
+_MANY_ROWS = 10_000  # of which it is worth saying how fast they went
 # Probabilities that wait to be written.
 _PROBABILITIES = 2**22
 
@@ -40,11 +41,12 @@ def predict(chosen: config.PredictConfig) -> Path:
     checkpoint = checkpoints.read(run, f"run={chosen.run}")
     path = _output_path(chosen, run)
     model = TrainedClassifier(checkpoint)
-    source = _open(chosen, checkpoint, verbatim=path.suffix == ".csv")
+    kind = config.output_kind(path.name) or ".csv"
+    source = _open(chosen, checkpoint, verbatim=kind == ".csv")
     log.info("run     %s, %d steps", runs.shown(checkpoint.path), checkpoint.steps)
     log.info("input   %s, %d features, %d classes", chosen.input, len(model.feature_names_), len(model.classes_))
     with whole(path, "output") as part:
-        rows = _write(chosen, source, model, part, path.suffix)
+        rows = _write(chosen, source, model, part, kind)
     if source.unseen:
         log.warning(
             "%s: %d values of text columns were not among the training rows; all their features are 0",
@@ -52,9 +54,8 @@ def predict(chosen: config.PredictConfig) -> Path:
             source.unseen,
         )
     seconds = time.perf_counter() - started
-    log.info(
-        "output  %s: %s rows in %.2f s, %s a second", runs.shown(path), f"{rows:,}", seconds, f"{rows / seconds:,.0f}"
-    )
+    rate = f", {rows / seconds:,.0f} a second" if rows >= _MANY_ROWS else ""
+    log.info("output  %s: %s row%s in %.2f s%s", runs.shown(path), f"{rows:,}", "s" * (rows != 1), seconds, rate)
     return path
 
 
@@ -65,9 +66,13 @@ def _output_path(chosen: config.PredictConfig, run: runs.StoredRun) -> Path:
         name = f"predictions{'.npz' if kind == '.npy' else kind}"
         return runs.folder_in(run, "predict") / name
     path = Path(chosen.output)
-    if path.is_dir():
-        raise UserError(f"output={path}: a directory; expected a file")
-    if path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise UserError(f"output={path}: {error.strerror}") from error
+    if there:
+        if path.is_dir():
+            raise UserError(f"output={path}: a directory; expected a file")
         if path.samefile(chosen.input):
             raise UserError(f"output={path}: the same file as the input; choose another name")
         if not chosen.overwrite:
@@ -83,8 +88,7 @@ def _open(chosen: config.PredictConfig, checkpoint: checkpoints.Checkpoint, *, v
         checkpoint.facts,
         [str(name) for name in chosen.keep],
         weight=None if weight is None else str(weight),
-        # In training, other columns were left out as well.
-        surplus_allowed=chosen.surplus == "ignore" or (of_tables and data.get("features") is not None),
+        surplus_allowed=chosen.surplus == "ignore" or not checkpoint.facts.all_columns,
         missing_allowed=chosen.missing == "empty",
         verbatim=verbatim,
     )
@@ -103,13 +107,14 @@ def _csv(path: Path, chosen: config.CsvOptions, data: dict[str, Any]) -> CsvFile
             usual[key] = given
         elif data.get("name") == "csv" and isinstance(data.get(key), type(usual[key])):
             usual[key] = data[key]
-    return CsvFile(path, **usual)
+    return CsvFile(path, **usual, keys="csv")
 
 
 def _write(chosen: config.PredictConfig, source: Input, model: TrainedClassifier, part: Path, kind: str) -> int:
     """Writes all predictions, and returns how many rows there were."""
     while True:
-        writer = _Writer(source.kept, model, probabilities=chosen.probabilities, gaps=chosen.missing == "empty")
+        outputs.check(source.kept, kind)
+        writer = _Writer(source.kept, model, probabilities=chosen.probabilities)
         try:
             with outputs.opened(part, kind, writer.schema) as output, progress("predicting", "rows") as advance:
                 return writer.write(source.rows(), output, advance)
@@ -126,13 +131,11 @@ class _Writer:
         kept: the columns that are carried over.
         model: what predicts.
         probabilities: whether the probabilities of all classes get columns.
-        gaps: whether a prediction may be missing.
     """
 
-    def __init__(self, kept: pa.Schema, model: TrainedClassifier, *, probabilities: bool, gaps: bool) -> None:
+    def __init__(self, kept: pa.Schema, model: TrainedClassifier, *, probabilities: bool) -> None:
         self._model = model
         self._all = probabilities
-        self._gaps = gaps
         labels = model.classes_
         self._classes = text_array(labels.tolist()) if labels.dtype.kind == "U" else number_array(labels)
         fields = [*kept, ("prediction", self._classes.type), ("probability", pa.float32())]

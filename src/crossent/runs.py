@@ -100,7 +100,12 @@ def find_trained(reference: str, key: str) -> StoredRun:
         path = path.resolve()
         within = path.parent.name == CHECKPOINTS
         return StoredRun(path.parent.parent if within else path.parent, path)
-    return find(reference, key)
+    if path.name == CHECKPOINTS and path.is_dir():
+        path = path.resolve().parent
+    run = find(str(path), key)
+    if run.best_checkpoint is None and not (run.directory / CONFIG).exists():
+        raise UserError(f"{key}={reference}: no run directory: it has neither {CONFIG} nor {CHECKPOINTS}/")
+    return run
 
 
 def folder_in(run: StoredRun, what: str) -> Path:

@@ -145,7 +145,13 @@ def evaluation_request(config_name: str, overrides: list[str]) -> Request:
         for name in ("data", "loss")
         if isinstance(stored.get(name), dict) and stored[name].get("name") != "custom"
     }
-    if "data" in sections and any(each.key_or_group.startswith("data.") for each in typed):
+    keys = [each for each in typed if each.key_or_group.split(".")[0] == "data"]
+    if keys and all(each.key_or_group.removeprefix("data.") in _PARTS for each in keys):
+        raise UserError(
+            f"{keys[0].input_line}: the run's own rows are split as they were in training; split=train, val, test or "
+            "all chooses among them"
+        )
+    if "data" in sections and keys:
         sections["data"] = {name: value for name, value in sections["data"].items() if name not in _PARTS}
     found = f"run={_quoted(run.checkpoint or run.directory)}"
     return Request(_stored_as_primary(config_name, sections, typed), [*overrides, found], RunMode.RUN)

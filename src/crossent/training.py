@@ -182,13 +182,13 @@ def _fit(run: _Run, plain: dict[str, Any]) -> float:
 
 
 def _calibrate(run: _Run) -> None:
-    """Fits the temperature of the best weights and of the last ones, and stores each with them."""
+    """Fits the temperature of the best weights and of the last ones, stores it with them, and records its effect."""
     batches = run.data.val_dataloader()
     assert not isinstance(batches, list)  # the configuration has seen that there are validation rows
-    for name in (runs.BEST_CHECKPOINT, runs.LAST_CHECKPOINT):
-        path = run.directory / runs.CHECKPOINTS / name
-        if path.exists():
-            calibrate(path, run.classifier.head, batches, run.classifier.loss.ignore_index)
+    folder = run.directory / runs.CHECKPOINTS
+    paths = [folder / name for name in (runs.BEST_CHECKPOINT, runs.LAST_CHECKPOINT) if (folder / name).exists()]
+    steps, metrics = calibrate(paths, run.classifier.head, batches, run.classifier.loss.ignore_index)
+    run.classifier.record_metrics("val", steps, metrics)
 
 
 def _test(run: _Run, plain: dict[str, Any]) -> None:

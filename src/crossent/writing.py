@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from crossent import runs
@@ -43,12 +43,13 @@ def whole(path: Path, key: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path, key: str) -> Iterator[Path]:
+def whole_folder(path: Path, key: str, replaced: Sequence[Path] = ()) -> Iterator[Path]:
     """Gives a temporary folder to write to, whose files are in ``path`` when all has gone well.
 
     Args:
         path: of the folder; files of the same names that are there already are replaced, others stay.
         key: what named the path, for messages.
+        replaced: files in it that go when the new ones come.
 
     Raises:
         UserError: a file cannot be written.
@@ -62,6 +63,8 @@ def whole_folder(path: Path, key: str) -> Iterator[Path]:
         if not path.exists():
             part.rename(path)
             return
+        for old in replaced:
+            old.unlink()
         for file in part.iterdir():
             file.replace(path / file.name)
         part.rmdir()

@@ -190,7 +190,7 @@ CASES: dict[str, tuple[Callable[[], object], str, list[str]]] = {
     "val file with texts for numbers": (
         lambda: (csv(GOOD), csv("a,b,species\n1,2,x\n1,two,x\n", "val.csv")),
         f"{CSV} data.val_path=val.csv",
-        ["val.csv: column 'b': holds the type string, but numbers in rows.csv"],
+        ["val.csv: line 3, column 'b': 'two', expected a number, as in rows.csv"],
     ),
     "val file with another class": (
         lambda: (csv(GOOD), csv("a,b,species\n1,2,x\n1,2,w\n", "val.csv")),
@@ -297,7 +297,7 @@ CASES: dict[str, tuple[Callable[[], object], str, list[str]]] = {
     "npz without the arrays": (
         lambda: archive(data=X, labels=Y),
         NPZ,
-        ["rows.npz: no array 'features' or 'X' or 'x'", "data.features can name one of: data, labels"],
+        ["rows.npz: no array 'features' or 'X' or 'x' (data.features); it has: data, labels"],
     ),
     "npz without the named array": (
         lambda: archive(X=X, labels=Y),
@@ -389,7 +389,7 @@ CASES: dict[str, tuple[Callable[[], object], str, list[str]]] = {
     "archive of other things": (
         lambda: archive_of_texts(),
         NPZ,
-        ["rows.npz: no array 'features'", "one of: none"],
+        ["rows.npz: no array 'features'", "it has: none"],
     ),
     "a header that promises too much": (
         lambda: (arrays(X, Y), promised("X.npy")),

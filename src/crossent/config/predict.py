@@ -39,7 +39,7 @@ class PredictConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if input_kind(self.input) is None:
             raise ValueError(f"input={self.input}: expected a file that ends in .csv, .parquet, .npy or .npz")
-        if self.output is not None and not self.output.endswith((".csv", ".parquet", ".npz")):
+        if self.output is not None and output_kind(self.output) is None:
             raise ValueError(f"output={self.output}: expected a file that ends in .csv, .parquet or .npz")
         names = [str(name) for name in self.keep]
         for name in names:
@@ -59,5 +59,10 @@ class PredictConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
 def input_kind(path: str) -> str | None:
     """What a file is by its name: .csv (perhaps compressed), .parquet, .npy, .npz, or None."""
-    found = re.search(r"(\.csv(?=(\.gz|\.bz2|\.zst)?$)|\.parquet$|\.npy$|\.npz$)", path)
+    found = re.search(r"(\.csv(?=(\.gz|\.bz2|\.zst)?$)|\.parquet$|\.npy$|\.npz$)", path.lower())
     return None if found is None else found[1]
+
+
+def output_kind(path: str) -> str | None:
+    """What a file is to be by its name: .csv, .parquet, .npz, or None."""
+    return next((kind for kind in (".csv", ".parquet", ".npz") if path.lower().endswith(kind)), None)

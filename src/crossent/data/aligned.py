@@ -55,7 +55,7 @@ def load(chosen: config.AnyData, facts: DataFacts, split: str, *, own: bool, see
     if split == "auto" and not own and not chosen.test_fraction and not getattr(chosen, "test_path", None):
         split = "all"
     if split == "all":
-        return Chosen(_checked(table, facts), "test", "all")
+        return Chosen(_checked(table, facts), "test", "all, with those that the run was trained on" if own else "all")
     if own and facts.checksum and checksum(table) != facts.checksum:
         raise UserError(
             f"split={split}: the data is no longer what the run was trained on, so nobody knows which rows it has "
@@ -67,7 +67,7 @@ def load(chosen: config.AnyData, facts: DataFacts, split: str, *, own: bool, see
     if not len(parts[split]):
         there = ", ".join(name for name, rows in parts.items() if len(rows))
         raise UserError(f"split={split}: there are no such rows; there are: {there}, all")
-    return Chosen(_checked(table.take(parts[split]), facts), split, split)
+    return Chosen(_checked(table.take(parts[split]), facts), split, f"the {split} rows")
 
 
 def _checked(table: Table, facts: DataFacts) -> Table:

@@ -1,6 +1,7 @@
 """What the files that Arrow reads have in common."""
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
@@ -60,8 +61,13 @@ class TableFile(Protocol):
 
 
 @contextlib.contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
+def reading(path: Path, what: str, keys: str = "data") -> Iterator[None]:
     """Words what keeps a file from being read.
+
+    Args:
+        path: of the file.
+        what: it should be.
+        keys: where the keys are that say how it is read.
 
     Raises:
         UserError: the file and the reason.
@@ -71,7 +77,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except UserError:
         raise
     except UnicodeError as error:
-        hint = "save it as UTF-8, or set data.encoding (latin-1, utf-16, …)"
+        hint = f"save it as UTF-8, or set {keys}.encoding (latin-1, utf-16, …)"
         raise UserError(f"{path}: cannot be read as a {what}: its text is in another encoding; {hint}") from error
     except (pa.ArrowException, OSError, LookupError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -182,5 +188,6 @@ def as_numpy(values: Any) -> Numbers:
 
 
 def listed(names: Sequence[str], at_most: int = 20) -> str:
-    """Names for a message, the first of them."""
-    return ", ".join(names[:at_most]) + (f", … ({len(names)})" if len(names) > at_most else "")
+    """Names for a message, the first of them; in quotes where they have commas or spaces."""
+    shown = [f"'{name}'" if re.search(r"[,\s]", name) else name for name in names[:at_most]]
+    return ", ".join(shown) + (f", … ({len(names)})" if len(names) > at_most else "")

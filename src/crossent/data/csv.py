@@ -38,6 +38,7 @@ class CsvFile:
         decimal: between a number and its fraction, one character.
         encoding: of the text, as Python names it.
         header: whether the first line has the names; otherwise they are f0, f1, …
+        keys: where the keys are that say so, for messages.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class CsvFile:
         decimal: str = ".",
         encoding: str = "utf8",
         header: bool = True,
+        keys: str = "data",
     ) -> None:
         self.path = path
         self._delimiter = delimiter
         self._decimal = decimal
         self._encoding = "utf8" if codecs.lookup(encoding).name == "utf-8" else encoding  # Arrow's name for its own
         self._header = header
+        self._keys = keys
 
     def read(self, types: Mapping[str, pa.DataType]) -> pa.Table:
         """All rows. Those of a large file stay on disk, as Arrow's own format, mapped.
@@ -64,7 +67,7 @@ class CsvFile:
         Raises:
             UserError: a file that is none, or a row with more or fewer columns than the first.
         """
-        with reading(self.path, "CSV file"):
+        with reading(self.path, "CSV file", self._keys):
             try:
                 table = self._read(types, patient=False)
             except pa.ArrowInvalid:
@@ -118,7 +121,7 @@ class CsvFile:
         Raises:
             UserError: a file that is none.
         """
-        with reading(self.path, "CSV file"):
+        with reading(self.path, "CSV file", self._keys):
             try:
                 with arrow_csv.open_csv(self.path, *self._options({}, patient=False)) as blocks:
                     return blocks.schema
@@ -140,7 +143,7 @@ class CsvFile:
             MisfitError: a value that does not have its column's type.
         """
         names, rows = self.schema().names, 0
-        with reading(self.path, "CSV file"):
+        with reading(self.path, "CSV file", self._keys):
             try:
                 for part in self._in_chunks(names, types):
                     rows += len(part.rows)
@@ -197,6 +200,8 @@ class CsvFile:
                 yield pa.py_buffer(left)
 
     def _raise_if_misfit(self, error: pa.ArrowInvalid, names: list[str]) -> None:
+        if "invalid UTF8" in str(error):
+            raise UnicodeError from error
         name = _misfit(error, names)
         value = re.search(r"invalid value '(.*)'", str(error), re.DOTALL)
         if name is None:
@@ -226,6 +231,8 @@ class CsvFile:
     def _explained(self, error: pa.ArrowInvalid) -> UserError:
         """Arrow's complaint, with the line to look at."""
         found = str(error)
+        if "invalid UTF8" in found:
+            raise UnicodeError from error
         if "Empty CSV file" in found:
             return UserError(f"{self.path}: the file is empty")
         if "CSV parse error" in found:

@@ -84,7 +84,7 @@ class Encoder:
         )
         if layout.weight is not None:
             check_weight(table, file, layout.weight)
-        self._features.check(table.schema, file.path, first)
+        self._features.check(table.schema, file.path, first, table, file.place)
         kind, what = table.schema.field(layout.target).type, layout.labels
         fits = {"texts": is_text, "booleans": pa.types.is_boolean}.get(what, is_number)
         # Texts among whole numbers get a line of their own, since they are no class.

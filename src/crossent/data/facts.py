@@ -48,6 +48,7 @@ class DataFacts:
         fill: what stands for a missing value of each feature, (columns,), float64; None: none may be missing.
         labels: what the classes were before they had names.
         read_from: the columns of the file that the features come from; empty: features are as they are.
+        all_columns: whether these were all columns but for target and weight, so that others are a mistake.
         target: the name of the column that the classes come from; None: they come from none.
         checksum: of all rows, by which to know whether they are still the same.
     """
@@ -60,6 +61,7 @@ class DataFacts:
     fill: Numbers | None = None
     labels: Labels = "texts"
     read_from: tuple[Column, ...] = ()
+    all_columns: bool = True
     target: str | None = None
     checksum: int = 0
 
@@ -93,6 +95,7 @@ class DataFacts:
                 {"name": each.name, "categories": None if each.categories is None else list(each.categories)}
                 for each in self.read_from
             ],
+            "all_columns": self.all_columns,
             "target": self.target,
             "checksum": self.checksum,
         }
@@ -128,6 +131,7 @@ class DataFacts:
             fill,
             stored.labels,
             tuple(Column(each.name, each.categories) for each in stored.read_from),
+            stored.all_columns,
             stored.target,
             stored.checksum,
         )
@@ -146,5 +150,6 @@ class _Stored(msgspec.Struct):
     class_counts: tuple[int, ...]
     labels: Labels = "texts"
     read_from: tuple[_StoredColumn, ...] = ()
+    all_columns: bool = True
     target: str | None = None
     checksum: int = 0

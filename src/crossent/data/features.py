@@ -15,6 +15,8 @@ from crossent.errors import UserError
 
 log = logging.getLogger(__name__)
 
+#: What a text is that could be a number.
+NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _EXACT = 2**24  # up to which float32 holds all whole numbers
 
 Place = Callable[[int], str]
@@ -39,13 +41,17 @@ class FeatureEncoder:
         self._rounded: set[str] = set()
         self.unseen = 0
 
-    def check(self, kinds: pa.Schema, path: object, first: str) -> None:
+    def check(
+        self, kinds: pa.Schema, path: object, first: str, rows: pa.Table | None = None, place: Place | None = None
+    ) -> None:
         """Refuses columns of another kind than they had.
 
         Args:
             kinds: of the columns, all of which are there.
             path: of the file, for messages.
             first: where they had their kind, for messages.
+            rows: all of them, among which the value to blame is looked for; None: they have not been read.
+            place: says where a row, counted from 0, is from.
 
         Raises:
             UserError: the column.
@@ -53,9 +59,17 @@ class FeatureEncoder:
         for column in self._columns:
             kind = kinds.field(column.name).type
             fits = is_number if column.categories is None else is_text
-            if not fits(kind) and not pa.types.is_null(kind):
-                what = "numbers" if column.categories is None else "texts"
-                raise UserError(f"{path}: column '{column.name}': holds the type {kind}, but {what} in {first}")
+            if fits(kind) or pa.types.is_null(kind):
+                continue
+            if rows is not None and place is not None and is_text(kind):
+                values = as_texts(rows[column.name])
+                odd = pc.index(pc.match_substring_regex(values, NUMBER), pa.scalar(False)).as_py()
+                found = f"'{values[odd].as_py()}'" if odd >= 0 else "texts"
+                raise UserError(
+                    f"{place(max(odd, 0))}, column '{column.name}': {found}, expected a number, as in {first}"
+                )
+            what = "numbers" if column.categories is None else "texts"
+            raise UserError(f"{path}: column '{column.name}': holds the type {kind}, but {what} in {first}")
 
     def encode(self, rows: pa.Table | pa.RecordBatch, out: Numbers, place: Place) -> dict[str, Numbers]:
         """Writes the features of some rows.

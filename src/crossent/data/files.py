@@ -99,6 +99,7 @@ class Files:
             None if encoded.weights is None else torch.from_numpy(encoded.weights),
             labels=layout.labels,
             read_from=layout.columns,
+            all_columns=layout.all_columns,
             target=layout.target,
             origins=tuple((str(file.path), len(table)) for file, table in read),
         )
@@ -122,7 +123,12 @@ class Files:
                 ignored=self._ignored,
             )
         target = self._target or trained.target
-        layout = Layout.of(trained, target=target or "", weight=self._weight, all_columns=self._features is None)
+        layout = Layout.of(
+            trained,
+            target=target or "",
+            weight=self._weight,
+            all_columns=trained.all_columns and self._features is None,
+        )
         table = self._train.read({name: kind for name, kind in layout.types().items() if name})
         check_rows(table, self._train)
         return table, layout if target else replace(layout, target=table.column_names[-1])

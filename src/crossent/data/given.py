@@ -23,9 +23,14 @@ def as_features(given: Any, facts: DataFacts) -> Numbers:
     Raises:
         UserError: a column that is missing, a number of columns other than in training, or a value that does not fit.
     """
-    if hasattr(given, "__arrow_c_stream__"):
-        return _from_table(pa.table(given), facts)
-    array = np.asarray(given)
+    try:
+        table = pa.table(given) if hasattr(given, "__arrow_c_stream__") else None
+        array = None if table is not None else np.asarray(given)
+    except (pa.ArrowException, ValueError, TypeError, RuntimeError) as error:  # as it comes from whoever made it
+        raise UserError(f"features: neither a table nor an array of numbers: {' '.join(str(error).split())}") from error
+    if table is not None:
+        return _from_table(table, facts)
+    assert array is not None
     if array.ndim != 2 or array.dtype.kind not in "fiub":
         raise UserError(
             f"features are {array.dtype} of the shape {array.shape}; expected numbers, (rows, features), or a table "
@@ -35,7 +40,7 @@ def as_features(given: Any, facts: DataFacts) -> Numbers:
         raise UserError(f"features have {array.shape[1]} columns; the run was trained on {len(facts.columns)}")
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as such
         features = array.astype(np.float32, copy=False)
-    check_finite(features, facts, lambda row: f"row {row}", missing_allowed=facts.fill is not None)
+    check_finite(features, facts, lambda row: f"features: row {row}", missing_allowed=facts.fill is not None)
     return features
 
 
@@ -66,7 +71,14 @@ def _from_table(table: pa.Table, facts: DataFacts) -> Numbers:
     columns = facts.read_from or tuple(Column(name) for name in facts.columns)
     first = "the run's training data"
     needed = [column.name for column in columns]
-    check_names(table.column_names, "features", needed, known=[facts.target], first=first, surplus="leave it out")
+    check_names(
+        table.column_names,
+        "features",
+        needed,
+        known=[facts.target],
+        first=first,
+        surplus="leave it out" if facts.all_columns else None,
+    )
     encoder = FeatureEncoder(columns)
     encoder.check(table.schema, "features", first)
     features = np.empty((len(facts.columns), len(table)), np.float32).T  # a column's numbers side by side

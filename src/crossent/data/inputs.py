@@ -150,8 +150,9 @@ class TableInput:
             except MisfitError as misfit:
                 if misfit.column in self.kept.names and misfit.column not in {each.name for each in self._columns}:
                     raise
+                expected = "true or false" if pa.types.is_boolean(self._types[misfit.column]) else "a number"
                 raise UserError(
-                    f"{misfit.place}, column '{misfit.column}': '{misfit.value}', expected a number, as in the run's "
+                    f"{misfit.place}, column '{misfit.column}': '{misfit.value}', expected {expected}, as in the run's "
                     "training data"
                 ) from misfit
             if part is None:

@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 from crossent.checking import did_you_mean
 from crossent.data.arrow import TableFile, as_texts, is_number, is_text, listed
 from crossent.data.facts import Column, DataFacts, Labels
+from crossent.data.features import NUMBER
 from crossent.errors import UserError
 
 log = logging.getLogger(__name__)
 
 # A column with more different numbers than this and some texts is one of numbers with mistakes in it.
 _MANY_NUMBERS = 20
-_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
 
 @dataclass(frozen=True)
@@ -198,8 +198,8 @@ def _column(values: pa.ChunkedArray, name: str, file: TableFile, max_categories:
         dates = pa.types.is_temporal(kind)
         raise UserError(f"{where}: holds {'dates or times' if dates else 'values'} of the type {kind}; {leave_out}")
     texts = _different(values)
-    with_commas = pc.sum(pc.match_substring_regex(texts, _NUMBER.replace("\\.", ","))).as_py()
-    numbers = pc.match_substring_regex(texts, _NUMBER)
+    with_commas = pc.sum(pc.match_substring_regex(texts, NUMBER.replace("\\.", ","))).as_py()
+    numbers = pc.match_substring_regex(texts, NUMBER)
     numeric = pc.sum(numbers).as_py()
     if with_commas > _MANY_NUMBERS and with_commas > len(texts) / 2:
         raise UserError(f"{where}: numbers with decimal commas; set data.decimal=',' (in quotes), or {leave_out}")

@@ -89,6 +89,7 @@ class DataModule(lightning.LightningDataModule):
             None if standardization.fill is None else standardization.fill.numpy(),
             table.labels,
             table.read_from,
+            table.all_columns,
             table.target,
             checksum,
         )

@@ -4,9 +4,10 @@ import lzma
 import shutil
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -55,8 +56,14 @@ def open_arrays(files: ArrayFiles) -> OpenedArrays:
         UserError: a file that is none of NumPy's, or arrays that do not fit together.
     """
     if files.path.suffix == ".npz":
-        names = {"features": files.features, "target": files.target, "weight": files.weight}
-        arrays = _from_archive(files.path, names)
+        given = {"features": files.features, "target": files.target, "weight": files.weight}
+        arrays = _from_archive(
+            files.path,
+            {
+                key: _Wanted(_NAMES[key] if name is None else (name,), f"data.{key}", key == "weight" and name is None)
+                for key, name in given.items()
+            },
+        )
         labels = dict.fromkeys(arrays, f"{files.path}")
     else:
         if files.target is None:
@@ -103,15 +110,16 @@ def open_features(path: Path, keep: Sequence[str]) -> tuple[Numbers, dict[str, N
     Raises:
         UserError: a file that is none of NumPy's, or arrays that do not fit together.
     """
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         if keep:
             raise UserError(f"keep={keep[0]}: {path} has features alone; an .npz may have more arrays")
         arrays = {"features": _mapped(path)}
     else:
-        arrays = _from_archive(path, {"features": None, **{name: name for name in keep}})
+        wanted = {f"keep={name}": _Wanted((name,), f"keep={name}") for name in keep}
+        arrays = _from_archive(path, {"features": _Wanted(_NAMES["features"], "the features"), **wanted})
     features = arrays["features"]
-    _check_features(features, str(path))
-    kept = {name: arrays[name] for name in keep}
+    _check_features(features, str(path), rows=0)
+    kept = {name: arrays[f"keep={name}"] for name in keep}
     for name, array in kept.items():
         if array.shape != features.shape[:1] or array.dtype.kind not in "fiubUS":
             raise UserError(
@@ -121,8 +129,8 @@ def open_features(path: Path, keep: Sequence[str]) -> tuple[Numbers, dict[str, N
     return features, kept
 
 
-def _check_features(features: Numbers, label: str) -> None:
-    if features.ndim != 2 or 0 in features.shape:
+def _check_features(features: Numbers, label: str, *, rows: int = 1) -> None:
+    if features.ndim != 2 or len(features) < rows or not features.shape[1]:
         raise UserError(
             f"{label}: features have the shape {features.shape}; expected (rows, columns), at least one of each"
         )
@@ -135,27 +143,46 @@ def _mapped(path: Path) -> Numbers:
     try:
         # Takes no pickle, whatever it calls itself, and wants as many bytes as the header promises.
         array: Numbers = npy.open_memmap(path, mode="r")
+    except ValueError as error:
+        if "empty file" not in str(error):
+            raise _unreadable(path, error) from error
+        return np.asarray(np.load(path, allow_pickle=False))  # there is nothing in it to be mapped
     except _NO_NUMPY as error:
         raise _unreadable(path, error) from error
     return array
 
 
-def _from_archive(path: Path, names: dict[str, str | None]) -> dict[str, Numbers]:
-    """The arrays of a .npz file, by what they are; those that were not named and are not there are left out."""
+class _Wanted(NamedTuple):
+    """An array of an archive.
+
+    Attributes:
+        names: that it may have.
+        key: of the configuration that names it, or could.
+        optional: whether it need not be there.
+    """
+
+    names: tuple[str, ...]
+    key: str
+    optional: bool = False
+
+
+def _from_archive(path: Path, wanted: Mapping[str, _Wanted]) -> dict[str, Numbers]:
+    """The arrays of a .npz file under the same keys, but for optional ones that are not there."""
     try:
         with zipfile.ZipFile(path) as archive:
             there = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             found = {}
-            for key, name in names.items():
-                known = _NAMES[key] if name is None else (name,)
-                chosen = next((each for each in known if each in there), None)
+            for key, each in wanted.items():
+                chosen = next((name for name in each.names if name in there), None)
                 if chosen is not None:
                     found[key] = _member(archive, chosen)
-                elif name is not None or key != "weight":
-                    wanted = " or ".join(f"'{each}'" for each in known)
-                    near = "" if name is None else did_you_mean(name, there).rstrip(".")
-                    said = f"; data.{key} can name one of" if key in _NAMES else f" (keep={key}); it has"
-                    raise UserError(f"{path}: no array {wanted}{near}{said}: {', '.join(there) or 'none'}")
+                elif not each.optional:
+                    listed = " or ".join(f"'{name}'" for name in each.names)
+                    near = did_you_mean(each.names[0], there).rstrip(".?") + "?" if len(each.names) == 1 else ""
+                    raise UserError(
+                        f"{path}: no array {listed}{near.removeprefix('?')} ({each.key}); it has: "
+                        f"{', '.join(there) or 'none'}"
+                    )
             return found
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, *_NO_NUMPY) as error:
         raise _unreadable(path, error) from error

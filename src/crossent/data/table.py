@@ -25,6 +25,7 @@ class Table:
             for training may be split further.
         labels: what the classes were before they had names.
         read_from: the columns of the file that the features come from; empty: features are as they are.
+        all_columns: whether these are all columns of the file but for target and weight.
         target: the name of the column that the classes come from; None: they come from none.
         best_accuracy: the highest accuracy that is possible on these rows, where that is known.
         origins: the files that the rows are from, and how many are from each, for messages about one of them.
@@ -38,6 +39,7 @@ class Table:
     parts: tuple[int, int, int] | None = None
     labels: Labels = "texts"
     read_from: tuple[Column, ...] = ()
+    all_columns: bool = True
     target: str | None = None
     best_accuracy: float | None = None
     origins: tuple[tuple[str, int], ...] = ()
