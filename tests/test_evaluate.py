@@ -318,6 +318,37 @@ def test_an_evaluation_is_replaced_when_asked_to(train: Train, evaluate: Train) 
     assert Path("evaluation/notes.txt").read_text() == "mine"
 
 
+def test_nothing_of_the_users_is_overwritten_unasked_or_lost_when_it_fails(train: Train, evaluate: Train) -> None:
+    train("data=iris", "trainer.max_steps=5")
+    Path("mine").mkdir()
+    Path("mine/classes.csv").write_text("mine")
+
+    assert_answered_in_one_line(evaluate("output=mine"), ["output=mine", "has classes.csv", "overwrite=true"])
+    assert [path.name for path in Path("mine").iterdir()] == ["classes.csv"]
+
+    assert evaluate("output=evaluation").code == 0
+    before = {path: path.read_bytes() for path in Path("evaluation").iterdir()}
+    assert evaluate("output=evaluation", "overwrite=true", "data=wine").code == 2
+    assert {path: path.read_bytes() for path in Path("evaluation").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "names", [["$\\frac$", "a, b"], ["花", "木"], [f"a rather long name of a class {number}" for number in range(40)]]
+)
+def test_names_of_classes_are_shown_as_they_are(
+    train: Train, evaluate: Train, workplace: Path, names: list[str]
+) -> None:
+    pa.csv.write_csv(pa.table({"x": np.arange(5.0 * len(names)), "y": names * 5}), "train.csv")
+    train("data=csv", "data.path=train.csv", "data.val_fraction=0.2", "trainer.max_steps=2")
+
+    done = evaluate("output=evaluation", "split=all")
+
+    assert (done.code, done.err) == (0, "")
+    assert "all, with those that the run was trained on" in done.out
+    rows = csv.DictReader(Path("evaluation/classes.csv").read_text().splitlines())
+    assert {row["class"] for row in rows} == set(names)
+
+
 def test_the_configuration_comes_from_the_checkpoint_and_not_from_beside_it(train: Train, evaluate: Train) -> None:
     run = train("data=iris", "data.test_fraction=0.2", "trainer.max_steps=5")
     edited = yaml.safe_load((run.directory / "config.yaml").read_text())

@@ -339,6 +339,7 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     ("size,colour,width,tall\n1,red,2,true\n", "outptu=x.csv", ["outptu", "did you mean 'output'?"]),
     ("size,colour,width,tall\n1,red,2,true\n", "csv.delimiter=ab", ["csv.delimiter", "one character"]),
     ("size,colour,width,tall\n1,red,2,true\n", "csv.encoding=utf9", ["csv.encoding=utf9", "no such encoding"]),
+    ("size,colour,width,tall\n1,red,2,true\n", "run=logs", ["run=logs", "no run directory", "config.yaml"]),
     ("size,colour,width,tall\n1,red,2,true\n", "run=nowhere", ["run=nowhere", "no such file or directory"]),
     ("size,colour,width,tall\n1,red,2,true\n", "run=train.csv", ["run=train.csv", "no whole checkpoint"]),
     ("size,colour,width,tall\n1,red,2,true\n", "-m run=latest,latest", ["--multirun", "no sweeps"]),
@@ -370,6 +371,83 @@ def test_a_text_far_down_a_parquet_or_a_number_in_the_place_of_a_text_is_named(p
     assert_answered_in_one_line(done, ["texts.parquet", "'size'", "string", "numbers in the run's training data"])
     done = predict("input=numbers.parquet", "output=out.csv")
     assert_answered_in_one_line(done, ["numbers.parquet", "'colour'", "int64", "texts in the run's training data"])
+
+
+@pytest.mark.usefixtures("trained")
+def test_text_in_another_encoding_is_named(predict: Train) -> None:
+    Path("text.csv").write_bytes("size,colour,width,tall\n1,grün,2,true\n".encode("latin-1"))
+    Path("kept.csv").write_bytes("size,colour,width,tall,id\n1,red,2,true,grün\n".encode("latin-1"))
+
+    for name in ("text", "kept"):
+        done = predict(f"input={name}.csv", "output=out.csv", "surplus=ignore", *(["keep=[id]"] * (name == "kept")))
+        assert_answered_in_one_line(done, [f"{name}.csv", "its text is in another encoding", "csv.encoding"])
+    assert predict("input=text.csv", "output=out.csv", "csv.encoding=latin-1").code == 0
+
+
+ODD = {
+    "whole": pa.array([1, None, 3]),
+    "truth": pa.array([True, None, False]),
+    "text": pa.array(["a", None, "c"]),
+    "float": pa.array([1.5, None, 2.5]),
+    "day": pa.array([1, 2, 3], pa.date32()),
+    "decimal": pa.array([1, 2, 3]).cast(pa.decimal128(21, 1)),
+    "list": pa.array([[1], [2], [3]]),
+}
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("out", ["csv", "parquet", "npz"])
+def test_columns_of_all_types_are_carried_over_or_refused(predict: Train, out: str) -> None:
+    table = flowers(3)
+    for name, values in ODD.items():
+        table = table.append_column(name, values)
+    save(table, "new.parquet")
+    refused = {"csv": ["list"], "npz": ["decimal", "list"], "parquet": []}[out]
+
+    for name in refused:
+        done = predict("input=new.parquet", f"output=out.{out}", f"keep=[{name}]", "surplus=ignore")
+        assert_answered_in_one_line(done, [f"keep={name}", f"a .{out} file cannot have", ".parquet can"])
+    kept = [name for name in ODD if name not in refused]
+    assert predict("input=new.parquet", f"output=out.{out}", f"keep=[{','.join(kept)}]", "surplus=ignore").code == 0
+
+    if out == "npz":
+        found = np.load("out.npz")
+        assert np.array_equal(found["whole"], [1, np.nan, 3], equal_nan=True)
+        assert np.array_equal(found["truth"], [1, np.nan, 0], equal_nan=True)
+        assert found["text"].tolist() == ["a", "", "c"]
+        assert found["day"].dtype.kind == "M"
+    else:
+        found = read(f"out.{out}")
+        assert found["whole"] == ODD["whole"].to_pylist()
+        assert found["truth"] == ODD["truth"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("classes", "kind"), [([3, 7], np.float64), ([True, False], np.float64), (["x", "y"], np.str_)]
+)
+def test_a_missing_prediction_is_none_in_an_archive_either(
+    train: Train, predict: Train, workplace: Path, classes: list[Any], kind: type
+) -> None:
+    save(pa.table({"x": list(range(20)), "y": classes * 10}), "train.csv")
+    train("data=csv", "data.path=train.csv", "trainer.max_steps=5")
+    Path("new.csv").write_text("x,\n1,a\n,b\n")
+
+    assert predict("input=new.csv", "output=out.npz", "missing=empty", "surplus=ignore").code == 0
+
+    found = np.load("out.npz")["prediction"]
+    assert np.issubdtype(found.dtype, kind)
+    assert found[1] == "" if kind is np.str_ else np.isnan(found[1])
+
+
+@pytest.mark.usefixtures("trained")
+def test_weights_that_are_no_numbers_are_refused(predict: Train) -> None:
+    stored = torch.load("logs/latest/checkpoints/best.ckpt", weights_only=True)
+    stored["state_dict"]["head.weight"][0, 0] = torch.nan
+    torch.save(stored, "diverged.ckpt")
+
+    done = predict("run=diverged.ckpt", "input=train.csv", "output=out.csv")
+
+    assert_answered_in_one_line(done, ["run=diverged.ckpt", "not finite", "optimizer.lr"])
 
 
 @pytest.mark.usefixtures("trained")
@@ -549,7 +627,8 @@ class TestPython:
             (lambda: np.ones((3, 5)), "features have 5 columns; the run was trained on 6"),
             (lambda: np.ones(6), "expected numbers, (rows, features)"),
             (lambda: np.array([["a"] * 6]), "expected numbers"),
-            (lambda: np.full((2, 6), np.nan), "row 0, column 'size': missing"),
+            (lambda: [[1, 2], [3]], "features: neither a table nor an array of numbers"),
+            (lambda: np.full((2, 6), np.nan), "features: row 0, column 'size': missing"),
             (lambda: flowers(3).drop_columns("size"), "features: no column 'size'"),
             (lambda: flowers(3).append_column("id", pa.array([1, 2, 3])), "features: column 'id'"),
         ],

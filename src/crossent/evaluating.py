@@ -107,7 +107,7 @@ def _loss(chosen: config.EvaluateConfig, checkpoint: checkpoints.Checkpoint) -> 
     """The loss whose cost is reported."""
     if chosen.loss is None:
         log.warning(
-            "no cost is reported: the run's loss is a class of its user's, which is not imported unless it is named "
+            "no cost is reported: the run's loss is its user's own class, which is not imported unless it is named "
             "again: %s",
             _again("loss", checkpoint),
         )
@@ -142,8 +142,8 @@ def _rows(
     stored = checkpoint.config
     if chosen.data is None:
         raise UserError(
-            "data: the run was trained on rows of a class of its user's, which is not imported unless it is named again: "
-            f"{_again('data', checkpoint)}; or give a file: data=csv data.path=new.csv"
+            "data: the run was trained on rows of its user's own class, which is not imported unless it is named "
+            f"again: {_again('data', checkpoint)}; or give a file: data=csv data.path=new.csv"
         )
     before = stored.get("data", {})
     own = all(plain["data"].get(key) == value for key, value in before.items() if key != "in_memory")
