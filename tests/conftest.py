@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -135,6 +136,26 @@ def command_in_process_of_its_own(workplace: Path) -> Callable[..., subprocess.C
         )
 
     return run
+
+
+def on_a_terminal(*arguments: str, columns: int = 80) -> tuple[int, str]:
+    """Runs a module in a process of its own that has a terminal: exit code, and all that was shown there."""
+    terminal, inside = pty.openpty()
+    running = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdout=inside,
+        stderr=inside,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},
+    )
+    os.close(inside)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(terminal, 65536)
+        except OSError:  # the other end is closed
+            break
+    os.close(terminal)
+    return running.wait(timeout=60), shown.decode()
 
 
 @pytest.fixture

@@ -1,16 +1,13 @@
 """What one reads while a run goes on."""
 
-import os
-import pty
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import Train
+from conftest import Train, on_a_terminal
 from crossent.callbacks.progress import _round_number
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -42,22 +39,9 @@ def test_a_process_prints_a_short_account_and_nothing_twice(command: Command, wo
 
 
 def test_a_terminal_shows_one_bar_below_the_rows(workplace: Path) -> None:
-    terminal, inside = pty.openpty()
-    arguments = [sys.executable, "-m", "crossent.train", "trainer.max_steps=300"]
-    process = subprocess.Popen(
-        arguments, stdout=inside, stderr=inside, env={**os.environ, "TERM": "xterm", "COLUMNS": "80"}
-    )
-    os.close(inside)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(terminal, 65536)
-        except OSError:  # the other end is closed
-            break
-    os.close(terminal)
+    code, text = on_a_terminal("crossent.train", "trainer.max_steps=300")
 
-    assert process.wait(timeout=60) == 0
-    text = shown.decode()
+    assert code == 0
     assert "training" in text
     assert re.search(r"\d+/300", text)
     rows = re.findall(r"^ +(\d+) +[\d.]+\s*$", re.sub(r"\r|\x1b\[[0-9;?]*[a-zA-Z]", "\n", text), flags=re.MULTILINE)

@@ -1,7 +1,6 @@
 """crossent-predict: new rows through a checkpoint, in order, streamed, whole or not at all."""
 
 import os
-import pty
 import resource
 import shutil
 import signal
@@ -20,7 +19,7 @@ import pytest
 import torch
 
 import crossent
-from conftest import Run, Train, assert_answered_in_one_line
+from conftest import Run, Train, assert_answered_in_one_line, on_a_terminal
 
 ROWS = 60
 
@@ -541,25 +540,11 @@ def test_ctrl_c_leaves_nothing_behind(workplace: Path) -> None:
 @pytest.mark.usefixtures("trained")
 def test_a_terminal_shows_how_far_it_is(workplace: Path) -> None:
     save(pa.concat_tables([flowers(100_000)] * 5), "new.csv")
-    terminal, inside = pty.openpty()
-    running = subprocess.Popen(
-        [sys.executable, "-m", "crossent.predict", "input=new.csv", "output=out.csv"],
-        stdout=inside,
-        stderr=inside,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-    )
-    os.close(inside)
-    shown = b""
-    while True:
-        try:
-            shown += os.read(terminal, 65536)
-        except OSError:  # the other end is closed
-            break
-    os.close(terminal)
+    code, shown = on_a_terminal("crossent.predict", "input=new.csv", "output=out.csv", columns=100)
 
-    assert running.wait(timeout=60) == 0
-    assert b"predicting" in shown
-    assert b"500,000 rows" in shown
+    assert code == 0
+    assert "predicting" in shown
+    assert "500,000 rows" in shown
 
 
 @pytest.mark.usefixtures("trained")

@@ -25,21 +25,11 @@ def whole(path: Path, key: str) -> Iterator[Path]:
     Raises:
         UserError: the file cannot be written.
     """
-    made: list[Path] = []
-    part = path.with_name(f".{path.name}.{runs.short_id()}.part")
-    try:
-        _make_folders(path.parent, made)
+    with _beside(path, key) as part:
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())  # or a crash could leave the name without the rows
         part.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        _remove_folders(made)
-        if isinstance(error, OSError) and error.filename in (None, str(part), *map(str, path.parents)):
-            raise UserError(f"{key}={path}: cannot be written: {_reason(error)}") from error
-        raise
 
 
 @contextlib.contextmanager
@@ -54,10 +44,7 @@ def whole_folder(path: Path, key: str, replaced: Sequence[Path] = ()) -> Iterato
     Raises:
         UserError: a file cannot be written.
     """
-    made: list[Path] = []
-    part = path.with_name(f".{path.name}.{runs.short_id()}.part")
-    try:
-        _make_folders(path.parent, made)
+    with _beside(path, key) as part:
         part.mkdir()
         yield part
         if not path.exists():
@@ -68,12 +55,36 @@ def whole_folder(path: Path, key: str, replaced: Sequence[Path] = ()) -> Iterato
         for file in part.iterdir():
             file.replace(path / file.name)
         part.rmdir()
+
+
+@contextlib.contextmanager
+def _beside(path: Path, key: str) -> Iterator[Path]:
+    """Gives a hidden name beside a path; what is there is gone when it fails, and so are folders made for it."""
+    made: list[Path] = []
+    part = path.with_name(f".{path.name}.{runs.short_id()}.part")
+    try:
+        for folder in [*reversed(path.parent.parents), path.parent]:
+            if not folder.exists():
+                folder.mkdir()
+                made.append(folder)
+        yield part
     except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        _remove_folders(made)
-        if isinstance(error, OSError):
-            raise UserError(f"{key}={path}: cannot be written: {_reason(error)}") from error
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+            for folder in reversed(made):
+                folder.rmdir()
+        if isinstance(error, OSError) and _is_about(error, part):
+            reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+            raise UserError(f"{key}={path}: cannot be written: {reason}") from error
         raise
+
+
+def _is_about(error: OSError, part: Path) -> bool:
+    """Whether an error is about what is written, and not about a file that is read."""
+    named = error.filename
+    return named is None or Path(named).is_relative_to(part) or Path(named) in part.parents
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
@@ -83,20 +94,3 @@ def write_json(path: Path, values: Mapping[str, object]) -> None:
     }
     with whole(path, "file") as part:
         part.write_text(json.dumps(finite, indent=2) + "\n")
-
-
-def _remove_folders(made: list[Path]) -> None:
-    with contextlib.suppress(OSError):
-        for folder in reversed(made):
-            folder.rmdir()
-
-
-def _make_folders(folder: Path, made: list[Path]) -> None:
-    for each in [*reversed(folder.parents), folder]:
-        if not each.exists():
-            each.mkdir()
-            made.append(each)
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
