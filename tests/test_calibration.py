@@ -71,6 +71,7 @@ def test_weights_and_ignored_rows_are_heeded() -> None:
         (torch.eye(3).repeat(20, 1), torch.arange(3).repeat(20), "every row of them is right"),
         (torch.eye(3).repeat(20, 1), torch.arange(3).roll(1).repeat(20), "no more than chance"),
         (torch.zeros(60, 3), torch.arange(3).repeat(20), "no more than chance"),
+        (torch.full((60, 3), torch.nan), torch.arange(3).repeat(20), "not finite"),
     ],
 )
 def test_where_no_temperature_is_best_it_says_so(
@@ -104,10 +105,10 @@ def test_a_run_stores_its_temperature_and_reports_before_and_after(train: Train,
     for name in ("nll", "ece", "nll_calibrated", "ece_calibrated"):
         assert metrics[f"test/{name}"] == pytest.approx(run.metrics[f"test/{name}"])
 
-    model = crossent.load()
-    scores = np.random.default_rng(0).normal(size=(5, 64)) @ model.coef_.T + model.intercept_
+    model, rows = crossent.load(), np.random.default_rng(0).normal(8, 4, size=(5, 64))
     assert model.temperature == run.checkpoint("best")["crossent"]["temperature"]
-    assert scores.shape == (5, 10)
+    scores = torch.from_numpy((rows @ model.coef_.T + model.intercept_) / model.temperature)
+    assert model.predict_proba(rows) == pytest.approx(scores.softmax(dim=1).numpy(), abs=1e-5)
 
 
 def test_a_finished_run_can_be_calibrated_afterwards(train: Train) -> None:
@@ -119,6 +120,18 @@ def test_a_finished_run_can_be_calibrated_afterwards(train: Train) -> None:
     assert 0 < first.checkpoint("best")["crossent"]["temperature"] < 1
     assert first.metrics["test/nll_calibrated"] < first.metrics["test/nll"]
     assert "already finished" in again.out
+
+
+def test_points_of_the_best_weights_are_not_written_twice(train: Train) -> None:
+    run = train("data=digits", "trainer.max_steps=50", "calibration=temperature")
+    last = run.checkpoint("last")
+    del last["crossent"]["temperature"]  # as if it had been killed before that
+    torch.save(last, run.directory / "checkpoints" / "last.ckpt")
+
+    resumed = train("resume=latest")
+
+    assert resumed.curves == run.curves  # which fails on a doubled point
+    assert "temperature" in resumed.checkpoint("last")["crossent"]
 
 
 def test_a_run_that_goes_on_forgets_the_temperature_of_earlier_weights(train: Train) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def trained(train: Train) -> Run:
 
 def load(path: Path) -> dict[str, Any]:
     return checkpoints.load(path, "run=x")
+
+
+def array(value: Any) -> Any:
+    assert isinstance(value, checkpoints.StoredTensor)
+    return value.read()
 
 
 class Planted:
@@ -61,12 +67,12 @@ def test_it_reads_what_torch_reads(tmp_path: Path) -> None:
     found = load(tmp_path / "x.ckpt")
 
     assert found["plain"] == saved["plain"]
-    assert found["ordered"]["a"].tolist() == [1, 2]
+    assert array(found["ordered"]["a"]).tolist() == [1, 2]
     for name, value in saved.items():
         if isinstance(value, torch.Tensor):
-            assert found[name].shape == value.shape
+            assert array(found[name]).shape == value.shape
             assert np.array_equal(
-                found[name], value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+                array(found[name]), value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
             )
 
 
@@ -160,9 +166,68 @@ def test_a_pickle_in_an_archive_is_never_unpickled(
     ("offset", "shape", "strides"),
     [(0, (10,), (1,)), (3, (2,), (1,)), (0, (2, 2), (3, 1)), (0, (2,), (-1,)), (-1, (2,), (1,)), (0, (2**62,), (1,))],
 )
-def test_no_tensor_reaches_beyond_its_storage(offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+def test_no_tensor_reaches_beyond_its_storage(
+    tmp_path: Path, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    torch.save({"x": torch.arange(4.0)}, tmp_path / "x.ckpt")
+    stored = load(tmp_path / "x.ckpt")["x"]
+
     with pytest.raises((pickle.UnpicklingError, ValueError)):
-        checkpoints._array(np.arange(4), offset, shape, strides)
+        replace(stored, offset=offset, shape=shape, strides=strides).read()
+
+
+def test_an_archive_that_claims_or_unpacks_to_more_than_it_has_is_refused(trained: Run) -> None:
+    path = trained.directory / "checkpoints" / "best.ckpt"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile("packed.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content + bytes(10_000_000 * name.endswith("data/0")))
+    claims = bytearray(path.read_bytes())
+    at = claims.index(b"PK\x01\x02")  # the first entry of the directory
+    claims[at + 24 : at + 28] = (2**31).to_bytes(4, "little")  # the size unpacked
+    Path("claims.ckpt").write_bytes(claims)
+
+    for name in ("packed", "claims"):
+        with pytest.raises(UserError, match="is a compressed archive, but no checkpoint"):
+            load(Path(f"{name}.ckpt"))
+
+
+def test_a_pickle_changes_nothing_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    torch.save({"x": 1}, path)
+    # PyTorch's function, and BUILD with attributes for it.
+    content = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00aK\x01sb."
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, old in members.items():
+            archive.writestr(member, content if member.endswith("/data.pkl") else old)
+
+    with pytest.raises(UserError, match="is no whole checkpoint"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda config: config.update(data=5), "it has no configuration"),
+        (lambda config: config.pop("loss"), "it has no configuration"),
+        (lambda config: config.update(seed="x"), "no seed"),
+        (lambda config: config["data"].update({5: 6}), "keys that are no texts"),
+        (lambda config: config["data"].update(path=torch.ones(1)), "its configuration has a StoredTensor"),
+    ],
+)
+def test_a_configuration_that_is_none_is_refused(trained: Run, change: Any, said: str) -> None:
+    stored = trained.checkpoint("best")
+    change(stored["crossent"]["config"])
+    path = trained.directory / "x.ckpt"
+    torch.save(stored, path)
+    run = runs.StoredRun(trained.directory, path)
+
+    for read in (checkpoints.read, checkpoints.configuration):
+        with pytest.raises(UserError, match=f"is no checkpoint of Crossent's: .*{said}"):
+            read(run, "run=x")
 
 
 def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -175,7 +240,7 @@ def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "x.zip")
     with pytest.raises(UserError, match="is no checkpoint: it holds a list"):
         load(tmp_path / "list.ckpt")
-    with pytest.raises(UserError, match=r"is no checkpoint of Crossent's: no 'head\.weight'"):
+    with pytest.raises(UserError, match=r"is no checkpoint of Crossent's: no 'crossent'"):
         checkpoints.read(runs.StoredRun(tmp_path, tmp_path / "other.ckpt"), "run=x")
 
 
@@ -185,6 +250,9 @@ def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
         (lambda facts: facts.update(classes=["a"]), "1 classes"),
         (lambda facts: facts.update(columns=["x"]), "1 features, but the scale of others"),
         (lambda facts: facts.update(columns=[1, 2, 3, 4]), "Expected `str`"),
+        (lambda facts: facts["scale"].zero_(), "no finite number above 0"),
+        (lambda facts: facts["mean"].fill_(torch.nan), "no finite number above 0"),
+        (lambda facts: facts.update(labels="whole numbers"), "invalid literal for int"),
         (lambda facts: facts.pop("mean"), "the scale of the features is missing"),
         (lambda facts: facts.update(read_from=[{"name": "y", "categories": None}]), "not those that its columns make"),
         (lambda facts: facts.update(classes=list("abcd"), class_counts=[1] * 4), "3 outputs for 4 classes"),

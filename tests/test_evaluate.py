@@ -34,6 +34,13 @@ class Rows:
         return Table(features, torch.arange(12) % 2, ("a", "b"), ("x", "y"))
 
 
+class Turned(Rows):
+    def load(self):
+        table = super().load()
+        order = torch.arange(11, -1, -1)
+        return Table(table.features[order].flip(1), 1 - table.targets[order], ("b", "a"), ("y", "x"))
+
+
 class Learnt(LogitLoss):
     def __init__(self):
         super().__init__()
@@ -99,7 +106,8 @@ def test_every_loss_reports_its_cost(train: Train, evaluate: Train) -> None:
 def test_other_rows_and_what_is_written(train: Train, evaluate: Train, columns: dict[str, list[Any]]) -> None:
     save("train.csv", slice(150), columns)
     save("new.csv", slice(150, 200), columns)
-    run = train("data=csv", "data.path=train.csv", "data.weight=weight", "trainer.max_steps=100")
+    weighted = ("data.weight=weight", "data.test_fraction=0.2")
+    run = train("data=csv", "data.path=train.csv", *weighted, "trainer.max_steps=100")
 
     done = evaluate("data.path=new.csv")
 
@@ -178,6 +186,65 @@ def test_a_large_evaluation_goes_in_batches_and_shows_its_worst_classes(
     assert len(Path("evaluation/classes.csv").read_text().splitlines()) == 61
 
 
+def test_the_same_file_elsewhere_is_split_as_it_was(
+    train: Train, evaluate: Train, columns: dict[str, list[Any]], workplace: Path
+) -> None:
+    save("train.csv", slice(150), columns)
+    train("data=csv", "data.path=train.csv", "data.val_fraction=0.3", "data.test_fraction=0.2", "trainer.max_steps=5")
+    shutil.move("train.csv", "moved.csv")
+
+    # Whoever names rows means all of them.
+    for split, rows in (("auto", 150), ("test", 30), ("val", 45), ("train", 75), ("all", 150)):
+        done = evaluate("data.path=./moved.csv", f"split={split}", "output=evaluation", "overwrite=true")
+        assert evaluation()["rows"] == rows
+        assert ("with those that the run was trained on" in done.out) == (rows == 150)
+    shutil.move("moved.csv", "train.csv")
+    assert evaluate("data.in_memory=false", "output=evaluation", "overwrite=true").code == 0
+    assert evaluation()["rows"] == 30
+
+
+@pytest.mark.parametrize("data", ["csv", "arrays"])
+def test_rows_that_were_dropped_are_dropped_again(train: Train, evaluate: Train, workplace: Path, data: str) -> None:
+    x = [float(row) for row in range(40)]
+    x[39] = float("nan")
+    y = ["a", "b"] * 19 + ["a", "gone" if data == "csv" else "b"]  # the only row of its class
+    np.savez("rows.npz", X=np.array([x]).T, y=np.array(y))
+    Path("rows.csv").write_text(
+        "x,y\n" + "".join(f"{'' if one != one else one},{two}\n" for one, two in zip(x, y, strict=True))
+    )
+    path = f"data.path=rows.{'npz' if data == 'arrays' else 'csv'}"
+    run = train(f"data={data}", path, "data.missing=drop", "data.test_fraction=0.25", "trainer.max_steps=5")
+
+    assert evaluate("output=evaluation").code == 0
+
+    assert evaluation()["test/nll"] == pytest.approx(run.metrics["test/nll"], abs=1e-6)
+
+
+def test_rows_of_which_none_counts_tell_nothing(train: Train, evaluate: Train, workplace: Path) -> None:
+    pa.csv.write_csv(pa.table({"x": list(range(20)), "w": [1] * 20, "y": ["a", "b"] * 10}), "train.csv")
+    pa.csv.write_csv(pa.table({"x": list(range(20)), "w": [0] * 20, "y": ["a", "b"] * 10}), "new.csv")
+    train("data=csv", "data.path=train.csv", "data.weight=w", "data.target=y", "trainer.max_steps=5")
+
+    done = evaluate("data.path=new.csv", "output=evaluation")
+
+    assert_answered_in_one_line(done, ["data: no test row counts"])
+
+
+def test_a_text_in_a_checkpoint_is_never_worked_out(
+    train: Train, evaluate: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    run = train("data=iris", "trainer.max_steps=5")
+    stored = run.checkpoint("best")
+    stored["crossent"]["config"]["data"] |= {"name": "csv", "path": "${oc.env:SECRET}.csv"}
+    torch.save(stored, "planted.ckpt")
+
+    done = evaluate("run=planted.ckpt")
+
+    assert done.code == 2
+    assert "hunter2" not in done.err
+
+
 @pytest.mark.parametrize("data", ["csv", "arrays"])
 def test_data_that_has_changed_has_no_known_test_rows(
     train: Train, evaluate: Train, columns: dict[str, list[Any]], data: str
@@ -235,6 +302,17 @@ class TestClassesOfTheUsersOwn:
         assert (done.code, done.err) == (0, "")
         assert evaluation()["test/cost"] == pytest.approx(trained.metrics["test/cost"], rel=1e-6)
         assert evaluation()["rows"] == 5
+
+    def test_the_runs_own_rows_are_known_by_what_they_are(self, trained: Run, evaluate: Train) -> None:
+        named = ("data=custom", f"data._target_={self.name}.Rows")
+        assert evaluate(*named, "split=test", "output=own").code == 0
+        assert evaluation("own")["rows"] == 5
+        assert evaluate("data=custom", f"data._target_={self.name}.Turned", "output=others").code == 0
+        assert evaluate(*named, "split=all", "output=all").code == 0
+        for tag in ("rows", "test/nll", "test/accuracy"):
+            assert evaluation("others")[tag] == pytest.approx(evaluation("all")[tag])
+        done = evaluate("data=custom", f"data._target_={self.name}.Turned", "split=test", "output=test")
+        assert_answered_in_one_line(done, ["split=test", "not the run's own rows", "split=all"])
 
 
 def test_a_foreign_target_in_a_checkpoint_is_never_imported(

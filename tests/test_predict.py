@@ -161,21 +161,27 @@ def test_a_checkpoint_alone_is_enough(trained: Run, predict: Train, workplace: P
     assert len(list(workplace.glob("logs/predict/*/predictions.csv"))) == 1
 
 
-def test_carried_over_columns_are_as_they_were(trained: Run, predict: Train) -> None:
+@pytest.mark.parametrize(
+    "codes",
+    [["007", "1.50", '"a,b"', "x"], ["007", "08", "9", "1"], ["NA", "null", "?", ""], ["12345678901234567890"] * 4],
+)
+@pytest.mark.usefixtures("trained")
+def test_carried_over_columns_are_as_they_were(predict: Train, codes: list[str]) -> None:
     table = flowers(4).to_pydict()
     with Path("new.csv").open("w") as file:
         file.write("size,code,colour,width,tall\r\n")
-        for row, code in enumerate(["007", "1.50", '"a,b"', "x"]):
+        for row, code in enumerate(codes):
             columns = [str(table[name][row]) for name in ("size", "colour", "width", "tall")]
             file.write(f"{columns[0]},{code},{columns[1]},{columns[2]},{columns[3].lower()}\r\n")
 
     assert predict("input=new.csv", "output=out.csv", "keep=[code]").code == 0
     kinds = pa.csv.ConvertOptions(column_types={"code": pa.string()})
-    assert pa.csv.read_csv("out.csv", convert_options=kinds)["code"].to_pylist() == ["007", "1.50", "a,b", "x"]
+    plain = [code.strip('"') for code in codes]
+    assert pa.csv.read_csv("out.csv", convert_options=kinds)["code"].to_pylist() == plain
 
     # Numbers where they can be, and texts if one further down is none.
     assert predict("input=new.csv", "output=out.parquet", "keep=[code,size]").code == 0
-    assert read("out.parquet")["code"] == ["007", "1.50", "a,b", "x"]
+    assert read("out.parquet")["code"] == plain
     assert read("out.parquet")["size"] == table["size"]
 
 
@@ -194,7 +200,7 @@ def test_a_kept_number_that_turns_out_to_be_a_text_is_read_again(
     assert read("out.parquet")["code"] == codes
 
 
-@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("compressed", ["", ".gz"])
 def test_rows_keep_their_order_over_many_chunks(
     trained: Run, predict: Train, monkeypatch: pytest.MonkeyPatch, ending: str, compressed: str
@@ -205,7 +211,7 @@ def test_rows_keep_their_order_over_many_chunks(
     save(table, "plain.csv")
     text = Path("plain.csv").read_text().replace("\n", ending).rstrip()  # and no end of the last line
     with pa.output_stream(f"new.csv{compressed}", compression="detect" if compressed else None) as stream:
-        stream.write(b"\xef\xbb\xbf" + text.encode())  # with the mark that Windows puts first
+        stream.write(b"\xef\xbb\xbf" + ending.encode() + text.encode())  # the mark that Windows puts, a blank line
 
     done = predict(f"input=new.csv{compressed}", "output=out.csv", "keep=[id]")
 
@@ -215,13 +221,31 @@ def test_rows_keep_their_order_over_many_chunks(
     assert found["probability"] == pytest.approx(expected.max(axis=1), abs=1e-6)
 
 
-def test_texts_over_several_lines_are_read_patiently(
+@pytest.mark.parametrize("chunk", [100, 137, 1000, 100_000])
+def test_texts_over_several_lines_and_long_rows(
+    trained: Run, predict: Train, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("crossent.data.csv._CHUNK_BYTES", chunk)
+    table = flowers(400, seed=3).drop_columns("species")
+    notes = ["plain"] * 300 + ["one\ntwo, three\nfour"] * 99 + ["long\n" * 1000]
+    save(table.append_column("note", pa.array(notes)), "new.csv")
+
+    done = predict("input=new.csv", "output=out.parquet", "keep=[note]")
+
+    assert (done.code, done.err) == (0, "")
+    assert read("out.parquet")["note"] == notes
+    assert read("out.parquet")["probability"] == pytest.approx(by_hand(trained, table).max(axis=1), abs=1e-6)
+
+
+def test_a_quote_that_is_none_is_read_another_way(
     trained: Run, predict: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("crossent.data.csv._CHUNK_BYTES", 1000)
+    monkeypatch.setattr("crossent.data.csv._PATIENT_BYTES", 4000)
     table = flowers(400, seed=3).drop_columns("species")
-    notes = ["plain"] * 300 + ["one\ntwo, three\nfour"] * 100
+    notes = ["plain"] * 200 + ['5" pipe'] + ["plain"] * 199
     save(table.append_column("note", pa.array(notes)), "new.csv")
+    Path("new.csv").write_text(Path("new.csv").read_text().replace('"5"" pipe"', '5" pipe'))
 
     done = predict("input=new.csv", "output=out.parquet", "keep=[note]")
 
@@ -258,13 +282,28 @@ def test_a_file_without_rows_gives_one_without_rows(trained: Run, predict: Train
 def test_unseen_texts_are_rows_of_zeros_and_counted_at_the_end(trained: Run, predict: Train) -> None:
     table = flowers(6, seed=2)
     save(table.set_column(1, "colour", [["red", "pink", "blue", "pink", "grey", "green"]]), "new.csv")
+    with Path("new.csv").open("a") as file:
+        file.write("5,NA,100,true,b\n")  # missing, which is another thing
 
-    done = predict("input=new.csv", "output=out.csv")
+    done = predict("input=new.csv", "output=out.csv", "missing=empty")
 
     counted = [line for line in done.out.splitlines() if "not among the training rows" in line]
     assert counted == ["new.csv: 3 values of text columns were not among the training rows; all their features are 0"]
     table = table.set_column(1, "colour", [["red", "pink", "blue", "pink", "grey", "green"]])
-    assert read("out.csv")["probability"] == pytest.approx(by_hand(trained, table).max(axis=1), abs=1e-6)
+    assert read("out.csv")["probability"][:6] == pytest.approx(by_hand(trained, table).max(axis=1), abs=1e-6)
+
+
+def test_numbers_of_other_machines_and_separators_of_other_programs(
+    train: Train, predict: Train, workplace: Path
+) -> None:
+    Path("train.tsv.csv").write_text("x\ty\n" + "1\ta\n2\tb\n" * 10)
+    train("data=csv", "data.path=train.tsv.csv", "data.delimiter=tab", "trainer.max_steps=5")
+    np.savez("new.npz", X=np.array([[1.0], [2.0]], ">f8"), id=np.array([1, 2], ">i4"))
+
+    assert predict("input=train.tsv.csv", "output=out.csv").code == 0  # as the run read its own
+    assert predict("input=new.npz", "output=out.parquet", "keep=[id]").code == 0
+    assert read("out.parquet")["id"] == [1, 2]
+    assert read("out.parquet")["probability"] == pytest.approx(read("out.csv")["probability"][:2])
 
 
 class TestMissingValues:
@@ -616,6 +655,7 @@ class TestPython:
             (lambda: np.full((2, 6), np.nan), "features: row 0, column 'size': missing"),
             (lambda: flowers(3).drop_columns("size"), "features: no column 'size'"),
             (lambda: flowers(3).append_column("id", pa.array([1, 2, 3])), "features: column 'id'"),
+            (lambda: pa.table({"size": ["x"], "colour": ["red"], "width": [1], "tall": [True]}), "'size'"),
         ],
     )
     @pytest.mark.usefixtures("trained")

@@ -5,6 +5,7 @@ Guo et al., On Calibration of Modern Neural Networks, 2017, section 4.2.
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -108,6 +109,9 @@ def fit_temperature(logits: Callable[[], Iterable[Logits]], ignored: int) -> flo
     inverse, lowest, highest = 1.0, 0.0, float("inf")
     for step in range(_PASSES):
         slope, curvature, at_zero, all_right = _derivatives(logits, ignored, inverse)
+        if not math.isfinite(slope):
+            log.warning("the val rows do not tell a temperature, since logits are not finite; it stays 1")
+            return None
         if step == 0 and (all_right or at_zero >= 0):
             why = "the logits tell no more than chance there" if at_zero >= 0 else "every row of them is right"
             log.warning("the val rows do not tell a temperature, since %s; it stays 1", why)
@@ -143,7 +147,11 @@ class _Derivatives(NamedTuple):
 
 def _derivatives(logits: Callable[[], Iterable[Logits]], ignored: int, inverse: float) -> _Derivatives:
     sums, all_right = torch.zeros(4, dtype=torch.float64), True
-    for given, targets, weights in logits():
+    for each in logits():
+        # On the CPU, since an Apple GPU has no double precision.
+        given, targets, weights = (None if part is None else part.cpu() for part in each)
+        assert given is not None
+        assert targets is not None
         counts = targets != ignored
         if weights is not None:
             counts &= weights > 0
@@ -159,6 +167,6 @@ def _derivatives(logits: Callable[[], Iterable[Logits]], ignored: int, inverse: 
         mean = (probabilities * rows).sum(dim=1)
         variance = (probabilities * (rows - mean.unsqueeze(1)).square()).sum(dim=1)
         terms = torch.stack([mean - logit, variance, rows.mean(dim=1) - logit, torch.ones_like(logit)])
-        sums += (terms @ weight).cpu()
+        sums += terms @ weight
     slope, curvature, at_zero = (sums[:3] / sums[3].clamp(min=1e-300)).tolist()
     return _Derivatives(slope, curvature, at_zero, all_right)

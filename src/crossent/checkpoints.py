@@ -4,6 +4,7 @@ PyTorch's format is a zip archive of one pickle and the tensors' bytes, each wit
 not look at (torch/serialization.py, torch/_weights_only_unpickler.py).
 """
 
+import lzma
 import math
 import pickle
 import zipfile
@@ -17,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from crossent import runs
+from crossent.data.classes import class_values
 from crossent.data.facts import DataFacts
 from crossent.data.storage import Numbers
 from crossent.errors import UserError
@@ -36,7 +38,16 @@ _TYPES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
-_BROKEN = (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError)
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+)
 _BROKEN += (AttributeError, RuntimeError, MemoryError, OverflowError, OSError)  # type: ignore[assignment]  # a tuple of more
 
 
@@ -64,6 +75,12 @@ class Checkpoint:
     temperature: float | None
     loss: dict[str, Numbers]
 
+    @property
+    def known_columns(self) -> tuple[str | None, ...]:
+        """The columns that training knew beside those of features, of the classes and of the weights."""
+        weight = self.config["data"].get("weight") if self.facts.read_from else None
+        return self.facts.target, None if weight is None else str(weight)
+
 
 def read(run: runs.StoredRun, key: str) -> Checkpoint:
     """Reads the checkpoint that a run predicts with.
@@ -78,29 +95,66 @@ def read(run: runs.StoredRun, key: str) -> Checkpoint:
     path = _path(run, key)
     stored = load(path, key)
     try:
-        weight, bias = stored["state_dict"]["head.weight"], stored["state_dict"].get("head.bias")
-        record = stored[KEY]
-        facts = DataFacts.from_plain(record["data"])
+        state, record = stored["state_dict"], stored[KEY]
+        facts = DataFacts.from_plain({name: _resolved(value) for name, value in record["data"].items()})
+        class_values(facts.classes, facts.labels)  # raises if they are not what they are said to be
+        weight, bias = _numbers(state["head.weight"]), state.get("head.bias")
         outputs = len(weight)
         if weight.shape != (outputs, len(facts.columns)):
             raise ValueError(f"weights have the shape {weight.shape}, for {len(facts.columns)} features")
         if outputs != len(facts.classes) and (outputs, len(facts.classes)) != (1, 2):
             raise ValueError(f"{outputs} outputs for {len(facts.classes)} classes")
         if bias is not None:
-            bias = np.broadcast_to(bias, (outputs,)).copy()  # one may be shared by all
-        if not np.isfinite(weight).all():
-            raise ValueError(
-                "its weights are not finite, since the run diverged; train again with a lower optimizer.lr"
-            )
+            bias = np.broadcast_to(_numbers(bias), (outputs,)).copy()  # one may be shared by all
         temperature = record.get("temperature")
         if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(f"a temperature of {temperature}")
-        loss = {name[5:]: each for name, each in stored["state_dict"].items() if name.startswith("loss.")}
-        config = dict(record["config"])
+        loss = {name[5:]: _numbers(each) for name, each in state.items() if name.startswith("loss.")}
+        config = _checked(record["config"])
         return Checkpoint(path, weight, bias, int(stored["global_step"]), config, facts, temperature, loss)
     except _BROKEN as error:
         why = f"no '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{_where(key, path)} is no checkpoint of Crossent's: {why}") from error
+
+
+def _resolved(value: object) -> object:
+    return value.read() if isinstance(value, StoredTensor) else value
+
+
+def _numbers(value: object) -> Numbers:
+    """A tensor that is to have finite numbers."""
+    if not isinstance(value, StoredTensor):
+        raise ValueError(f"a {type(value).__name__} where a tensor should be")
+    numbers = value.read()
+    if numbers.dtype.kind != "f":
+        raise ValueError(f"weights of the type {numbers.dtype}")
+    if not np.isfinite(numbers).all():
+        raise ValueError("its weights are not finite, since the run diverged; train again with a lower optimizer.lr")
+    return numbers
+
+
+def _checked(config: object) -> dict[str, Any]:
+    """A configuration of plain values, as a run stores it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in ("data", "loss")):
+        raise ValueError("it has no configuration")
+    waiting: list[object] = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if not all(isinstance(key, str) for key in value):
+                raise ValueError("its configuration has keys that are no texts")
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif not isinstance(value, bool | int | float | str | None):
+            raise ValueError(f"its configuration has a {type(value).__name__}")
+    if not isinstance(config.get("seed"), int):
+        raise ValueError("its configuration has no seed")
+    return config
 
 
 def configuration(run: runs.StoredRun, key: str) -> dict[str, Any]:
@@ -110,11 +164,11 @@ def configuration(run: runs.StoredRun, key: str) -> dict[str, Any]:
         UserError: the run has no checkpoint yet, or the file is none.
     """
     path = _path(run, key)
-    stored = load(path, key, tensors=False).get(KEY)
-    found = stored.get("config") if isinstance(stored, dict) else None
-    if not isinstance(found, dict):
-        raise UserError(f"{_where(key, path)} is no checkpoint of Crossent's: it has no configuration")
-    return found
+    stored = load(path, key, whole=False).get(KEY)
+    try:
+        return _checked(stored.get("config") if isinstance(stored, dict) else None)
+    except ValueError as error:
+        raise UserError(f"{_where(key, path)} is no checkpoint of Crossent's: {error}") from error
 
 
 def _path(run: runs.StoredRun, key: str) -> Path:
@@ -127,29 +181,33 @@ def _path(run: runs.StoredRun, key: str) -> Path:
     return path
 
 
-def load(path: Path, key: str, *, tensors: bool = True) -> dict[str, Any]:
-    """All that a checkpoint holds, arrays for its tensors, after a look at whether it is whole.
+def load(path: Path, key: str, *, whole: bool = True) -> dict[str, Any]:
+    """All that a checkpoint holds, a `StoredTensor` for each of its tensors.
 
     Args:
         path: of the file.
         key: what named it, for messages.
-        tensors: whether they are read; if not, their checksums are not looked at, and None stands for each.
+        whole: whether the checksums of all tensors are looked at first.
 
     Raises:
         UserError: the file is no checkpoint, or not whole.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip() if tensors else None
+            members = archive.infolist()
+            # So no member can claim to be larger than the file, or unpack to more than that.
+            if any(
+                each.compress_type or each.flag_bits & 1 or each.compress_size != each.file_size for each in members
+            ):
+                raise UserError(f"{_where(key, path)} is a compressed archive, but no checkpoint")
+            broken = archive.testzip() if whole else None
             if broken is not None:
                 raise UserError(f"{_where(key, path)} is damaged: the checksum of {broken} in it is wrong")
-            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
-                raise UserError(f"{_where(key, path)} is a compressed archive, but no checkpoint")
             pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
             if pickled is None:
                 raise UserError(f"{_where(key, path)} is a zip archive, but no checkpoint")
             with archive.open(pickled) as file:
-                stored = _Unpickler(file, archive if tensors else None, pickled.removesuffix("data.pkl")).load()
+                stored = _Unpickler(file, path, pickled.removesuffix("data.pkl")).load()
     except _BROKEN as error:
         why = "it is not in PyTorch's format, and nothing else is ever unpickled"
         if _begins_as_archive(path):
@@ -171,18 +229,64 @@ def _begins_as_archive(path: Path) -> bool:
         return file.read(2) == b"PK"
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies; it is read when it is asked for, since optimisers store more of them than predicting needs.
+
+    Attributes:
+        storage: of its numbers, perhaps among others'.
+        offset: of its first number there.
+        shape: of the tensor.
+        strides: from one number to the next along each dimension.
+    """
+
+    storage: "_Storage"
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def read(self) -> Numbers:
+        """The tensor as an array; of bfloat16 as float32.
+
+        Raises:
+            pickle.UnpicklingError: it reaches beyond its storage.
+        """
+        numbers = self.storage.read()
+        last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        if min((self.offset, *self.shape, *self.strides)) < 0 or (0 not in self.shape and last >= len(numbers)):
+            raise pickle.UnpicklingError("a tensor beyond its storage")
+        steps = [numbers.itemsize * stride for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, steps).copy()
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """Numbers in a checkpoint."""
+
+    path: Path
+    member: str
+    kind: str
+
+    def read(self) -> Numbers:
+        with zipfile.ZipFile(self.path) as archive:
+            stored = archive.read(self.member)  # looks at the checksum
+        if self.kind == "BFloat16Storage":  # the upper half of a float32
+            return (np.frombuffer(stored, "<u2").astype(np.uint32) << 16).view(np.float32)
+        return np.frombuffer(stored, _TYPES[self.kind])
+
+
 class _Unpickler(pickle.Unpickler):
-    """Makes plain values, and arrays of what PyTorch would make tensors of; refuses every other name.
+    """Makes plain values, and a `StoredTensor` of what PyTorch would make a tensor of; refuses every other name.
 
     Args:
         file: of the pickle.
-        archive: that has the tensors' bytes; None: they are not read.
-        folder: in which they lie there.
+        path: of the checkpoint.
+        folder: in which the tensors' bytes lie there.
     """
 
-    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile | None, folder: str) -> None:
+    def __init__(self, file: IO[bytes], path: Path, folder: str) -> None:
         super().__init__(file)
-        self._archive = archive
+        self._path = path
         self._folder = folder
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
@@ -190,42 +294,35 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _nothing if self._archive is None else _array
+            return _Rebuild()
         if module == "torch" and name in _TYPES:
-            return _Storage(name)  # a type of storage, which is named and not made
+            return _StorageType(name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is never imported")
 
-    def persistent_load(self, reference: Any) -> Numbers | None:
-        """The numbers of a storage, (numbers,), if they are read."""
-        if self._archive is None:
-            return None
-        _, kind, key, _, count = reference
-        member = self._archive.getinfo(f"{self._folder}data/{key}")
-        stored = bytearray(member.file_size)
-        with self._archive.open(member) as file:
-            file.readinto(stored)  # type: ignore[attr-defined]  # a BufferedIOBase in all but its type
-        numbers = np.frombuffer(stored, _TYPES[kind.name], count)
-        if kind.name == "BFloat16Storage":  # the upper half of a float32
-            return (numbers.astype(np.uint32) << 16).view(np.float32)
-        return numbers
+    def persistent_load(self, reference: Any) -> _Storage:
+        """Where a storage is."""
+        _, kind, key, *_ = reference
+        return _Storage(self._path, f"{self._folder}data/{key}", kind.name)
 
 
-@dataclass(frozen=True)
-class _Storage:
-    name: str
+class _Rebuild:
+    """Stands for ``torch._utils._rebuild_tensor_v2``; an object without a dict, so that a pickle cannot change it."""
+
+    __slots__ = ()
+
+    def __call__(self, storage: _Storage, offset: int, shape: Any, strides: Any, *_: object) -> StoredTensor:
+        if not isinstance(storage, _Storage):
+            raise pickle.UnpicklingError("a tensor without a storage")
+        return StoredTensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+
+class _StorageType:
+    """Stands for a type of storage, which is named and never made."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def __call__(self, *arguments: object) -> Any:
         raise pickle.UnpicklingError("a storage outside of a tensor")
-
-
-def _nothing(*_: object) -> None:
-    """Stands for a tensor that is not read."""
-
-
-def _array(storage: Numbers, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> Numbers:
-    """What `torch._utils._rebuild_tensor_v2` makes a tensor of; never beyond the storage."""
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if min((offset, *shape, *strides)) < 0 or (0 not in shape and last >= len(storage)):
-        raise pickle.UnpicklingError("a tensor beyond its storage")
-    size = storage.itemsize
-    return np.lib.stride_tricks.as_strided(storage[offset:], shape, [size * stride for stride in strides])

@@ -48,7 +48,7 @@ def progress(doing: str, what: str) -> Iterator[Callable[[int, float | None], No
     Yields:
         To be called with the count so far, and the share of the whole, from 0 to 1, or None where nobody knows.
     """
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         yield lambda count, share: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

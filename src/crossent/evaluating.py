@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crossent import checkpoints, config, devices, losses, plots, runs
 from crossent.checking import show
+from crossent.config.data import DEFAULT_VAL_FRACTION
 from crossent.console import metrics_table, progress
 from crossent.data import aligned
 from crossent.data.facts import DataFacts
@@ -61,6 +62,8 @@ def evaluate(chosen: config.EvaluateConfig, plain: dict[str, Any]) -> dict[str, 
     log.info("run    %s, %d steps", runs.shown(checkpoint.path), checkpoint.steps)
     log.info("rows   %s: %s, %s", _named(chosen), f"{len(rows.table):,}", rows.described)
     evaluation, confusion = model.evaluate(rows.table)
+    if not evaluation.scores.sums[-1]:
+        raise UserError(f"data: no {rows.split} row counts: all of them are ignored or have the weight 0")
     metrics = {f"{rows.split}/{name}": value for name, value in evaluation.metrics().items()}
     names, classes = checkpoint.facts.classes, PerClass(*(each.cpu() for each in evaluation.scores.per_class))
     with whole_folder(folder, "output", _old_events(folder)) as part:
@@ -139,17 +142,18 @@ def _again(group: str, checkpoint: checkpoints.Checkpoint) -> str:
 def _rows(
     chosen: config.EvaluateConfig, plain: dict[str, Any], checkpoint: checkpoints.Checkpoint, ignored: int
 ) -> aligned.Chosen:
-    stored = checkpoint.config
+    stored, before = checkpoint.config, checkpoint.config["data"]
     if chosen.data is None:
         raise UserError(
             "data: the run was trained on rows of its user's own class, which is not imported unless it is named "
             f"again: {_again('data', checkpoint)}; or give a file: data=csv data.path=new.csv"
         )
-    before = stored.get("data", {})
-    own = all(plain["data"].get(key) == value for key, value in before.items() if key != "in_memory")
-    return aligned.load(
-        chosen.data, checkpoint.facts, chosen.split, own=own, seed=int(stored.get("seed", 0)), ignored=ignored
-    )
+    unchanged = all(plain["data"].get(key) == value for key, value in before.items() if key != "in_memory")
+    val = before.get("val_fraction")
+    if val is None:  # as the source itself has it
+        val = 0.0 if before.get("val_path") or "val_fraction" not in before else DEFAULT_VAL_FRACTION
+    trained = aligned.Trained(checkpoint.facts, float(val), float(before.get("test_fraction") or 0.0), stored["seed"])
+    return aligned.load(chosen.data, trained, chosen.split, unchanged=unchanged, ignored=ignored)
 
 
 class _Model:

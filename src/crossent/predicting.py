@@ -5,8 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -81,13 +81,10 @@ def _output_path(chosen: config.PredictConfig, run: runs.StoredRun) -> Path:
 
 
 def _open(chosen: config.PredictConfig, checkpoint: checkpoints.Checkpoint, *, verbatim: bool) -> Input:
-    data: dict[str, Any] = checkpoint.config.get("data", {})
-    of_tables = data.get("name") in ("csv", "parquet")
-    weight = data.get("weight") if of_tables else None
     wanted = Wanted(
         checkpoint.facts,
         [str(name) for name in chosen.keep],
-        weight=None if weight is None else str(weight),
+        known=checkpoint.known_columns,
         surplus_allowed=chosen.surplus == "ignore" or not checkpoint.facts.all_columns,
         missing_allowed=chosen.missing == "empty",
         verbatim=verbatim,
@@ -95,19 +92,21 @@ def _open(chosen: config.PredictConfig, checkpoint: checkpoints.Checkpoint, *, v
     path, kind = Path(chosen.input), config.input_kind(chosen.input)
     if kind in (".npy", ".npz"):
         return ArrayInput(path, wanted)
-    file: TableFile = _csv(path, chosen.csv, data) if kind == ".csv" else ParquetFile(path)
+    file: TableFile = _csv(path, chosen.csv, checkpoint) if kind == ".csv" else ParquetFile(path)
     return TableInput(file, wanted, texts=kind == ".csv")
 
 
-def _csv(path: Path, chosen: config.CsvOptions, data: dict[str, Any]) -> CsvFile:
-    usual: dict[str, Any] = {"delimiter": ",", "decimal": ".", "encoding": "utf8", "header": True}
-    for key in usual:
-        given = getattr(chosen, key)
-        if given is not None:
-            usual[key] = given
-        elif data.get("name") == "csv" and isinstance(data.get(key), type(usual[key])):
-            usual[key] = data[key]
-    return CsvFile(path, **usual, keys="csv")
+def _csv(path: Path, chosen: config.CsvOptions, checkpoint: checkpoints.Checkpoint) -> CsvFile:
+    """A CSV file, to be read as it was chosen, or as the run read its own, or as usual."""
+    options = {key: value for key, value in msgspec.structs.asdict(chosen).items() if value is not None}
+    data = checkpoint.config["data"]
+    if data.get("name") == "csv":
+        try:
+            stored = msgspec.convert({key: data.get(key) for key in chosen.__struct_fields__}, config.CsvOptions)
+        except msgspec.ValidationError as error:
+            raise UserError(f"run: {runs.shown(checkpoint.path)} has no way to read a CSV file: {error}") from error
+        options = {key: value for key, value in msgspec.structs.asdict(stored).items() if value is not None} | options
+    return CsvFile(path, **options, keys="csv")
 
 
 def _write(chosen: config.PredictConfig, source: Input, model: TrainedClassifier, part: Path, kind: str) -> int:

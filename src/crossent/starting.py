@@ -114,6 +114,8 @@ def request(config_name: str, overrides: list[str], *, multirun: bool) -> Reques
 
 #: What parts a source has, which is nothing that other rows inherit.
 _PARTS = ("val_fraction", "test_fraction", "val_path", "test_path", "val_target", "test_target")
+#: What does not say that the rows are others.
+_SAME_ROWS = ("data.in_memory",)
 #: What an evaluation takes from training, whatever data it is of.
 _AS_TRAINED = {
     "data.standardize": "features are scaled as they were for training",
@@ -151,10 +153,13 @@ def evaluation_request(config_name: str, overrides: list[str]) -> Request:
             f"{keys[0].input_line}: the run's own rows are split as they were in training; split=train, val, test or "
             "all chooses among them"
         )
-    if "data" in sections and keys:
+    if "data" in sections and any(each.key_or_group not in _SAME_ROWS for each in keys):
         sections["data"] = {name: value for name, value in sections["data"].items() if name not in _PARTS}
-    found = f"run={_quoted(run.checkpoint or run.directory)}"
-    return Request(_stored_as_primary(config_name, sections, typed), [*overrides, found], RunMode.RUN)
+    ours = [f"run={_quoted(run.checkpoint or run.directory)}"]
+    if (_text(typed, "split") or "auto") == "auto" and any(each.key_or_group not in _SAME_ROWS for each in keys):
+        # Whoever names rows means all of them, unless he says which of them are for testing.
+        ours.append("split=test" if any(each.key_or_group.startswith("data.test_") for each in keys) else "split=all")
+    return Request(_stored_as_primary(config_name, sections, typed), [*overrides, *ours], RunMode.RUN)
 
 
 def command_to_resume(directory: Path, composed: dict[str, Any]) -> str:
@@ -189,6 +194,15 @@ def _text(typed: list[Override], key: str) -> str | None:
     return None
 
 
+def _literal(value: Any) -> Any:
+    """The same values as OmegaConf has to be told them, lest a text such as ``${oc.env:HOME}`` were worked out."""
+    if isinstance(value, dict):
+        return {key: _literal(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_literal(each) for each in value]
+    return value.replace("${", r"\${") if isinstance(value, str) else value
+
+
 def _stored_as_primary(config_name: str, stored: dict[str, Any], typed: list[Override]) -> str:
     """Stores a primary configuration for Hydra that starts from ``stored``, and returns its name.
 
@@ -214,5 +228,5 @@ def _stored_as_primary(config_name: str, stored: dict[str, Any], typed: list[Ove
                 del stored[group]
         defaults.append({group: choice})
     name = f"{config_name}_from_stored"
-    ConfigStore.instance().store(name, OmegaConf.create({"defaults": [*defaults, "_self_"], **stored}))
+    ConfigStore.instance().store(name, OmegaConf.create({"defaults": [*defaults, "_self_"], **_literal(stored)}))
     return name

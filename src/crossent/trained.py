@@ -62,6 +62,7 @@ class TrainedClassifier:
     def __init__(self, checkpoint: Checkpoint) -> None:
         facts = checkpoint.facts
         self.facts: DataFacts = facts
+        self._known = checkpoint.known_columns
         self.classes_ = class_values(facts.classes, facts.labels)
         self.feature_names_ = np.array(facts.columns)
         self.temperature = checkpoint.temperature or 1.0
@@ -118,7 +119,7 @@ class TrainedClassifier:
     def _predictions(self, features: Any, *, probabilities: bool, exact: bool = False) -> Iterator[Predictions]:
         from crossent.data.given import as_features  # Arrow, which arrays can do without, takes a moment to import
 
-        rows = as_features(features, self.facts)
+        rows = as_features(features, self.facts, self._known)
         step = self.rows_at_a_time
         for start in range(0, len(rows), step):
             logits = self._logits(rows[start : start + step])

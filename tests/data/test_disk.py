@@ -225,19 +225,6 @@ class TestStandardization:
         torch.testing.assert_close(streamed.scale, whole.scale, rtol=1e-12, atol=1e-12)
         assert (float(streamed.mean[2]), float(streamed.scale[2])) == (0, 1)
 
-    @pytest.mark.parametrize("biased", [True, False])
-    def test_folded_weights_give_the_same_logits_from_raw_features(self, biased: bool) -> None:
-        generator = torch.Generator().manual_seed(0)
-        features = torch.randn(50, 4, generator=generator, dtype=torch.float64) * 3 + 100
-        weight = torch.randn(3, 4, generator=generator, dtype=torch.float64)
-        bias = torch.randn(3, generator=generator, dtype=torch.float64) if biased else None
-        standardization = Standardization.of(features)
-
-        raw_weight, raw_bias = standardization.folded(weight, bias)
-
-        expected = standardization(features) @ weight.t() + (0 if bias is None else bias)
-        torch.testing.assert_close(features @ raw_weight.t() + raw_bias, expected)
-
 
 LIMITED = """
 import resource, sys

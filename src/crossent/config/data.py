@@ -84,6 +84,10 @@ class SyntheticData(OneTable, tag="synthetic"):
     seed: Seed
 
 
+#: Of the rows of files, for validation, where no file has them.
+DEFAULT_VAL_FRACTION = 0.1
+
+
 class FileData(Data):
     """Is read from a file, or from one each for training, validation and testing."""
 
@@ -109,7 +113,7 @@ class FileData(Data):
     def val_share(self) -> float:
         """The fraction of the rows that is for validation: where it is not set, a tenth unless a file has them."""
         if self.val_fraction is None:
-            return 0.0 if self.val_path is not None else 0.1
+            return 0.0 if self.val_path is not None else DEFAULT_VAL_FRACTION
         return self.val_fraction
 
     def files(self) -> dict[str, str]:

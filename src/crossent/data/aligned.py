@@ -1,7 +1,6 @@
 """Labelled rows as the features and classes of a trained model."""
 
-import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -10,14 +9,13 @@ from torch import Tensor
 from crossent import config
 from crossent.data.arrow import listed
 from crossent.data.facts import DataFacts
+from crossent.data.given import check_nameless
 from crossent.data.mapped import Mapped
 from crossent.data.sources import source
 from crossent.data.split import rows_of_parts
 from crossent.data.survey import check_all_finite, check_shapes, checksum
 from crossent.data.table import Table
 from crossent.errors import UserError
-
-log = logging.getLogger(__name__)
 
 
 class Chosen(NamedTuple):
@@ -34,34 +32,59 @@ class Chosen(NamedTuple):
     described: str
 
 
-def load(chosen: config.AnyData, facts: DataFacts, split: str, *, own: bool, seed: int, ignored: int) -> Chosen:
+@dataclass(frozen=True)
+class Trained:
+    """What is known of the rows that a model was trained on.
+
+    Attributes:
+        facts: of them.
+        val_fraction: of those that are not set apart, for validation.
+        test_fraction: likewise for testing.
+        seed: of the split.
+    """
+
+    facts: DataFacts
+    val_fraction: float
+    test_fraction: float
+    seed: int
+
+
+def load(chosen: config.AnyData, trained: Trained, split: str, *, unchanged: bool, ignored: int) -> Chosen:
     """Reads the rows of a split.
 
+    The run's own rows, which their checksum tells wherever they come from, are split as they were in training; of other
+    rows only what is typed sets some apart.
+
     Args:
-        chosen: where they are.
-        facts: of the data that the model was trained on.
-        split: train, val, test, all, or auto: of the run's own rows test, or val if there are none, or train; of other
-            rows those set apart for testing, or all.
-        own: whether they are the rows that the model was trained on, split as they were then.
-        seed: of the split.
+        chosen: where the rows are.
+        trained: what is known of the run's own.
+        split: train, val, test, all, or auto: test, or val if there are no such rows, or train.
+        unchanged: whether they should be the run's own.
         ignored: the target of rows that count for nothing.
 
     Raises:
         UserError: rows that do not fit the model, or a split that has none.
     """
+    facts = trained.facts
     table = source(chosen, ignored, facts).load()
     check_shapes(table, ignored)
     table = _aligned(table, facts, by_place=isinstance(chosen, config.ArraysData))
-    if split == "auto" and not own and not chosen.test_fraction and not getattr(chosen, "test_path", None):
-        split = "all"
-    if split == "all":
-        return Chosen(_checked(table, facts), "test", "all, with those that the run was trained on" if own else "all")
-    if own and facts.checksum and checksum(table) != facts.checksum:
+    own = checksum(table) == facts.checksum
+    if unchanged and not own and split != "all":
         raise UserError(
             f"split={split}: the data is no longer what the run was trained on, so nobody knows which rows it has "
             "seen; split=all evaluates all of them"
         )
-    parts = rows_of_parts(table, chosen.val_share, chosen.test_fraction, seed)._asdict()
+    val = trained.val_fraction if own else chosen.val_fraction or 0.0
+    test = trained.test_fraction if own else chosen.test_fraction
+    if split == "all":
+        described = "all, with those that the run was trained on" if own else "all"
+        return Chosen(_checked(table, facts), "test", described)
+    if not own and not (val or test or table.parts):
+        raise UserError(
+            f"split={split}: these are not the run's own rows, and nothing splits them; split=all takes all"
+        )
+    parts = rows_of_parts(table, val, test, trained.seed)._asdict()
     if split == "auto":
         split = next(name for name in ("test", "val", "train") if len(parts[name]))
     if not len(parts[split]):
@@ -77,15 +100,9 @@ def _checked(table: Table, facts: DataFacts) -> Table:
 
 def _aligned(table: Table, facts: DataFacts, *, by_place: bool) -> Table:
     """The same rows, with the columns and the classes that the model has, in its order."""
-    columns, features = len(table.columns), table.features
+    features = table.features
     if by_place:
-        texts = next((column.name for column in facts.read_from if column.categories is not None), None)
-        if texts is not None:
-            raise UserError(f"data=arrays: has no texts, and the run was trained on texts in column '{texts}'")
-        if columns != len(facts.columns):
-            raise UserError(f"{table.origin}: {columns} columns; the run was trained on {len(facts.columns)}")
-        if facts.read_from:
-            log.warning("%s: has no names of columns; they are taken for: %s", table.origin, listed(facts.columns))
+        check_nameless(table.origin, len(table.columns), facts)
     elif table.columns != facts.columns:
         if set(table.columns) != set(facts.columns):
             missing = next((name for name in facts.columns if name not in table.columns), None)

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -50,10 +50,10 @@ class TableFile(Protocol):
     def read(self, types: Mapping[str, pa.DataType]) -> pa.Table:
         """All rows; columns named in ``types`` are to be read as those."""
 
-    def schema(self) -> pa.Schema:
-        """Its columns, and of what types they seem to be."""
+    def schema(self, keep: Collection[str] = ()) -> pa.Schema:
+        """Its columns, and of what types they seem to be; those to keep only if they come out as they went in."""
 
-    def parts(self, types: Mapping[str, pa.DataType]) -> Iterator[Part]:
+    def parts(self, types: Mapping[str, pa.DataType], verbatim: Collection[str] = ()) -> Iterator[Part]:
         """All rows in order, a part at a time, of the columns named in ``types``, if need be read as those."""
 
     def place(self, row: int) -> str:
@@ -172,6 +172,8 @@ def number_array(numbers: Numbers, missing: Numbers | None = None) -> pa.Array:
         missing: (numbers,), which of them are not there; None: all are.
     """
     known = None if missing is None else pa.py_buffer(np.packbits(~missing, bitorder="little"))
+    if not numbers.dtype.isnative:
+        numbers = numbers.astype(numbers.dtype.newbyteorder("="))
     if numbers.dtype.kind == "b":
         bits = pa.py_buffer(np.packbits(numbers, bitorder="little"))
         return pa.Array.from_buffers(pa.bool_(), len(numbers), [known, bits])

@@ -5,14 +5,15 @@ import csv
 import io
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
 from crossent.data.ahead import in_order
-from crossent.data.arrow import FILE_BYTES, MisfitError, Part, on_disk, reading
+from crossent.data.arrow import FILE_BYTES, MisfitError, Part, as_numpy, is_number, on_disk, reading, text_array
 from crossent.errors import UserError
 
 # Of a large file, from which the types of its columns are found out, and which is in memory at a time.
@@ -25,6 +26,8 @@ _PATIENT_BYTES = 256 * 2**20
 _COMPRESSED = 5
 # Arrow's own marks of a missing value, and two more that are usual.
 _MISSING = [*arrow_csv.ConvertOptions().null_values, "None", "?"]
+# What looks like a number and would come out another: 007, or more digits than one holds.
+_NO_NUMBER = r"^\s*[+-]?(0\d|\d{19})"
 # As what a column of a large file is read further on, where a value does not fit what the first of them were.
 _WIDER = {"null": pa.float64(), "int64": pa.float64()}
 
@@ -34,7 +37,7 @@ class CsvFile:
 
     Args:
         path: of the file; compressed where its name says so (.gz, .bz2, .zst).
-        delimiter: between columns, one character.
+        delimiter: between columns, one character, or ``tab``.
         decimal: between a number and its fraction, one character.
         encoding: of the text, as Python names it.
         header: whether the first line has the names; otherwise they are f0, f1, …
@@ -52,7 +55,7 @@ class CsvFile:
         keys: str = "data",
     ) -> None:
         self.path = path
-        self._delimiter = delimiter
+        self._delimiter = "\t" if delimiter in ("tab", r"\t") else delimiter
         self._decimal = decimal
         self._encoding = "utf8" if codecs.lookup(encoding).name == "utf-8" else encoding  # Arrow's name for its own
         self._header = header
@@ -98,106 +101,134 @@ class CsvFile:
         return read, parse, convert
 
     def _read(self, types: Mapping[str, pa.DataType], *, patient: bool) -> pa.Table:
-        read, parse, convert = self._options(types, patient=patient)
         if self.path.stat().st_size * (1 if self.path.suffix == ".csv" else _COMPRESSED) <= FILE_BYTES:
-            return arrow_csv.read_csv(self.path, read, parse, convert)
-        if not patient:
-            read.block_size = _BLOCK_BYTES
+            return arrow_csv.read_csv(self.path, *self._options(types, patient=patient))
+        if patient:
+            with arrow_csv.open_csv(self.path, *self._options(types, patient=True)) as blocks:
+                return on_disk(blocks.schema, blocks)
+        schema = self._seen(types, _BLOCK_BYTES)
+        if len(set(schema.names)) < len(schema.names):
+            return schema.empty_table()  # which is refused for its names
+        kinds = {field.name: field.type for field in schema}
         while True:
-            with arrow_csv.open_csv(self.path, read, parse, convert) as blocks:
-                schema = blocks.schema
-                try:
-                    return on_disk(schema, blocks)
-                except pa.ArrowInvalid as error:
-                    name = _misfit(error, schema.names)
-                    if name is None or name in types or schema.field(name).type == pa.string():
-                        raise
-                    wider = _WIDER.get(str(schema.field(name).type), pa.string())
-                    convert.column_types = {**convert.column_types, name: wider}
+            try:
+                parts = self._in_chunks(schema.names, kinds, texts_can_be_null=True)
+                return on_disk(pa.schema(list(kinds.items())), (b for part in parts for b in part.rows.to_batches()))
+            except pa.ArrowInvalid as error:
+                name = _misfit(error, schema.names)
+                if name is None or name in types or kinds[name] == pa.string():
+                    raise
+                kinds[name] = _WIDER.get(str(kinds[name]), pa.string())
 
-    def schema(self) -> pa.Schema:
+    def _seen(self, types: Mapping[str, pa.DataType], size: int, *, patient: bool = False) -> pa.Schema:
+        """The columns, of the types that their values in the first bytes have, unless they are given."""
+        read, parse, convert = self._options(types, patient=patient)
+        read.block_size = max(size, read.block_size)
+        with arrow_csv.open_csv(self.path, read, parse, convert) as blocks:
+            _ = blocks.schema.names  # which is when they are decoded
+            return blocks.schema
+
+    def schema(self, keep: Collection[str] = ()) -> pa.Schema:
         """The columns, of the types that their first values have.
+
+        Args:
+            keep: names of columns that are texts unless they come out as they went in: 007 is one.
 
         Raises:
             UserError: a file that is none.
         """
         with reading(self.path, "CSV file", self._keys):
             try:
-                with arrow_csv.open_csv(self.path, *self._options({}, patient=False)) as blocks:
-                    return blocks.schema
+                schema = self._seen({}, 0)
             except pa.ArrowInvalid:
                 try:
-                    with arrow_csv.open_csv(self.path, *self._options({}, patient=True)) as blocks:
-                        return blocks.schema
+                    schema = self._seen({}, 0, patient=True)
                 except pa.ArrowInvalid as error:
                     raise self._explained(error) from error
+            numbers = [name for name in keep if name in schema.names and is_number(schema.field(name).type)]
+            if numbers:
+                read, parse, convert = self._options(dict.fromkeys(numbers, pa.string()), patient=False)
+                convert.include_columns = numbers
+                with arrow_csv.open_csv(self.path, read, parse, convert) as blocks:
+                    for name, values in zip(numbers, next(iter(blocks), ()), strict=False):
+                        if pc.any(pc.match_substring_regex(values, _NO_NUMBER)).as_py():
+                            schema = schema.set(schema.get_field_index(name), pa.field(name, pa.string()))
+            return schema
 
-    def parts(self, types: Mapping[str, pa.DataType]) -> Iterator[Part]:
+    def parts(self, types: Mapping[str, pa.DataType], verbatim: Collection[str] = ()) -> Iterator[Part]:
         """All rows in order, a part at a time, of some columns.
 
         Args:
             types: of these columns, all of which the file has.
+            verbatim: those among them whose texts stay as they are, also where they would mean a missing value.
 
         Raises:
             UserError: a row with more or fewer columns than the first.
             MisfitError: a value that does not have its column's type.
         """
         names, rows = self.schema().names, 0
+        texts = [name for name, kind in types.items() if kind == pa.string() and name not in verbatim]
         with reading(self.path, "CSV file", self._keys):
             try:
                 for part in self._in_chunks(names, types):
                     rows += len(part.rows)
-                    yield part
+                    yield part._replace(rows=_without_marks(part.rows, texts))
                 return
             except pa.ArrowInvalid as error:
                 self._raise_if_misfit(error, names)
             read, parse, convert = self._options(types, patient=True)
             convert.include_columns = list(types)
+            convert.strings_can_be_null = False
             try:
                 with arrow_csv.open_csv(self.path, read, parse, convert) as blocks:
                     for block in blocks:  # those that went well the first time are not handed out again
                         again = min(rows, len(block))
                         rows -= again
-                        yield Part(pa.Table.from_batches([block.slice(again)]), None)
+                        yield Part(_without_marks(pa.Table.from_batches([block.slice(again)]), texts), None)
             except pa.ArrowInvalid as error:
                 self._raise_if_misfit(error, names)
                 raise self._explained(error) from error
 
-    def _in_chunks(self, names: list[str], types: Mapping[str, pa.DataType]) -> Iterator[Part]:
+    def _in_chunks(
+        self, names: list[str], types: Mapping[str, pa.DataType], *, texts_can_be_null: bool = False
+    ) -> Iterator[Part]:
         """Parts that several threads read at a time; Arrow's own reader of parts has one."""
         size = self.path.stat().st_size if self.path.suffix == ".csv" else None
-        read, parse, convert = self._options(types, patient=False)
+        first, parse, convert = self._options(types, patient=False)
         convert.include_columns = list(types)
-        read = arrow_csv.ReadOptions(column_names=names, use_threads=False, block_size=2**30)
+        convert.strings_can_be_null = texts_can_be_null
+        first.encoding = "utf8"
+        following = arrow_csv.ReadOptions(column_names=names)
+        for read in (first, following):
+            read.use_threads, read.block_size = False, 2**30  # a chunk in one go, so that its texts may have many lines
 
-        def table(chunk: pa.Buffer) -> tuple[pa.Table, int]:
-            if not chunk.size:
-                return pa.table({name: pa.array([], kind) for name, kind in types.items()}), 0
-            return arrow_csv.read_csv(pa.BufferReader(chunk), read, parse, convert), chunk.size
+        def table(chunk: tuple[int, bytes]) -> tuple[pa.Table, int]:
+            index, text = chunk
+            read = following if index else first
+            return arrow_csv.read_csv(pa.BufferReader(text), read, parse, convert), len(text)
 
         done = 0
-        for rows, taken in in_order(table, self._chunks()):
+        for rows, taken in in_order(table, enumerate(self._chunks())):
             done += taken
             yield Part(rows, None if size is None else done / size)
 
-    def _chunks(self) -> Iterator[pa.Buffer]:
-        """The text without its first line where that has the names, UTF-8, cut at the ends of lines."""
+    def _chunks(self) -> Iterator[bytes]:
+        """The text, UTF-8, cut where rows end."""
         with pa.input_stream(self.path, compression="detect") as stream:
             if self._encoding != "utf8":
                 stream = pa.transcoding_input_stream(stream, self._encoding, "utf8")
-            left, header = b"", self._header
+            left, newline = b"", b""
             while block := stream.read(_CHUNK_BYTES):
                 block = left + block
-                if header and b"\n" in block:
-                    block, header = block[block.index(b"\n") + 1 :], False
-                end = 0 if header else block.rfind(b"\n") + 1
+                newline = newline or (b"\n" if b"\n" in block else b"\r")
+                end = _end_of_rows(block, newline)
                 if not end and len(block) > _PATIENT_BYTES:
-                    raise pa.ArrowInvalid("CSV parse error: a line without an end")
-                if end:
-                    yield pa.py_buffer(memoryview(block)[:end])
+                    raise pa.ArrowInvalid("CSV parse error: a row without an end")
+                if block[:end].strip():
+                    yield block[:end]
                 left = block[end:]
-            if left.strip() and not header:
-                yield pa.py_buffer(left)
+            if left.strip():
+                yield left
 
     def _raise_if_misfit(self, error: pa.ArrowInvalid, names: list[str]) -> None:
         if "invalid UTF8" in str(error):
@@ -257,3 +288,27 @@ def _misfit(error: pa.ArrowInvalid, names: list[str]) -> str | None:
     """The column with a value of another type, if that is what is wrong."""
     found = re.search(r"In CSV column #(\d+): .*conversion error", str(error))
     return None if found is None else names[int(found[1])]
+
+
+def _end_of_rows(block: bytes, newline: bytes) -> int:
+    """Where the last whole row of a block ends, which begins with one; 0 where none does."""
+    end = block.rfind(newline) + 1
+    if b'"' not in block:
+        return end
+    quotes = block.count(b'"', 0, end)
+    while end and quotes % 2:  # that newline stands within a text
+        before = block.rfind(newline, 0, end - 1) + 1
+        quotes -= block.count(b'"', before, end)
+        end = before
+    return end
+
+
+def _without_marks(rows: pa.Table, texts: Collection[str]) -> pa.Table:
+    """The same rows; texts that mark a missing value are missing."""
+    for name in texts:
+        values = rows[name].combine_chunks()
+        marks = pc.is_in(values, text_array(_MISSING).cast(pa.string()))
+        if as_numpy(marks).any():
+            values = pc.replace_with_mask(values, marks, pa.nulls(int(as_numpy(marks).sum()), pa.string()))
+            rows = rows.set_column(rows.schema.get_field_index(name), name, values)
+    return rows

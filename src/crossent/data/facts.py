@@ -117,6 +117,8 @@ class DataFacts:
             raise ValueError("the scale of the features is missing")
         if any(each is not None and each.shape != (len(stored.columns),) for each in numbers.values()):
             raise ValueError(f"{len(stored.columns)} features, but the scale of others")
+        if not all(np.isfinite(each).all() for each in numbers.values() if each is not None) or not (scale > 0).all():
+            raise ValueError("the scale of the features is no finite number above 0")
         if len(stored.classes) < 2 or len(stored.class_counts) != len(stored.classes):
             raise ValueError(f"{len(stored.classes)} classes, but rows of {len(stored.class_counts)}")
         made = [name for column in stored.read_from for name in Column(column.name, column.categories).features]

@@ -106,7 +106,7 @@ class FeatureEncoder:
         kind = values.type
         if pa.types.is_boolean(kind):
             values = values.cast(pa.uint8())
-        if pa.types.is_decimal(kind):
+        if pa.types.is_decimal(kind) or pa.types.is_null(kind):
             values = values.cast(pa.float64())
         if values.null_count:
             exact = np.full(len(values), np.nan)

@@ -1,6 +1,5 @@
 """Files of new rows, as features of a trained model. Imports no torch."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from crossent.checking import did_you_mean
-from crossent.data.arrow import MisfitError, TableFile, listed, number_array, text_array
+from crossent.data.arrow import MisfitError, TableFile, is_text, listed, number_array, text_array
 from crossent.data.facts import Column, DataFacts
 from crossent.data.features import FeatureEncoder
-from crossent.data.given import check_finite
+from crossent.data.given import check_finite, check_nameless
 from crossent.data.layout import check_names
 from crossent.data.numpy_files import open_features
 from crossent.data.storage import Numbers
 from crossent.errors import UserError
-
-log = logging.getLogger(__name__)
 
 _ROWS = 65_536  # of arrays, that are read at a time
 
@@ -68,7 +65,7 @@ class Wanted:
     Attributes:
         facts: of the data that the model was trained on.
         keep: the names of the columns to be carried over.
-        weight: the name of the column that had the weights of the rows, which is no feature.
+        known: other columns that training knew, and that may be there.
         surplus_allowed: whether other columns than those may be there.
         missing_allowed: whether values may be missing that cannot be filled in.
         verbatim: whether columns are carried over as the texts that they are, where the input has texts.
@@ -76,7 +73,7 @@ class Wanted:
 
     facts: DataFacts
     keep: Sequence[str]
-    weight: str | None = None
+    known: Sequence[str | None] = ()
     surplus_allowed: bool = False
     missing_allowed: bool = False
     verbatim: bool = False
@@ -99,12 +96,12 @@ class TableInput:
         self._wanted = wanted
         facts = wanted.facts
         self._columns = facts.read_from or tuple(Column(name) for name in facts.columns)
-        schema = file.schema()
+        schema = file.schema(wanted.keep)
         check_names(
             schema.names,
             file.path,
             [column.name for column in self._columns],
-            known=[*wanted.keep, facts.target, wanted.weight],
+            known=[*wanted.keep, *wanted.known],
             first="the run's training data",
             surplus=None if wanted.surplus_allowed else "keep=[{name}] carries it over, surplus=ignore leaves it out",
         )
@@ -120,7 +117,12 @@ class TableInput:
         self._encoder = FeatureEncoder(self._columns)
         if not texts:
             self._encoder.check(schema, file.path, "the run's training data")
-        self.kept = pa.schema([(name, self._types[name]) for name in wanted.keep])
+        features = {column.name for column in self._columns}
+        self._only_kept = [name for name in wanted.keep if name not in features]
+        self.kept = self._kept_schema()
+
+    def _kept_schema(self) -> pa.Schema:
+        return pa.schema([(name, _written_type(self._types[name])) for name in self._wanted.keep])
 
     @property
     def unseen(self) -> int:
@@ -129,10 +131,10 @@ class TableInput:
 
     def widen(self, column: str) -> bool:
         """Reads a carried-over column as texts from now on; whether that is anything new."""
-        if column not in self.kept.names or column in {each.name for each in self._columns}:
+        if column not in self._only_kept or self._types[column] == pa.string():
             return False
         self._types[column] = pa.string()
-        self.kept = pa.schema([(name, self._types[name]) for name in self.kept.names])
+        self.kept = self._kept_schema()
         return True
 
     def rows(self) -> Iterator[NewRows]:
@@ -143,12 +145,12 @@ class TableInput:
             MisfitError: one of a column that is carried over, which `widen` helps.
         """
         self._encoder.unseen, start = 0, 0
-        parts = self._file.parts(self._types)
+        parts = self._file.parts(self._types, self._only_kept)
         while True:
             try:
                 part = next(parts, None)
             except MisfitError as misfit:
-                if misfit.column in self.kept.names and misfit.column not in {each.name for each in self._columns}:
+                if misfit.column in self._only_kept:
                     raise
                 expected = "true or false" if pa.types.is_boolean(self._types[misfit.column]) else "a number"
                 raise UserError(
@@ -177,7 +179,12 @@ class TableInput:
                     "prediction empty, and a run with data.missing=mean fills such values in"
                 )
             missing = gaps if missing is None else missing | gaps
-        return NewRows(features, missing, [rows[name] for name in self.kept.names], done)
+        return NewRows(features, missing, [rows[field.name].cast(field.type) for field in self.kept], done)
+
+
+def _written_type(kind: pa.DataType) -> pa.DataType:
+    """As what a carried-over column is handed out: one of texts as such, however they are stored."""
+    return pa.large_string() if is_text(kind) and kind != pa.string() else kind
 
 
 def _text_type(column: Column, seems: pa.DataType) -> pa.DataType:
@@ -204,19 +211,8 @@ class ArrayInput:
         facts = wanted.facts
         self._path = path
         self._wanted = wanted
-        texts = next((column.name for column in facts.read_from if column.categories is not None), None)
-        if texts is not None:
-            raise UserError(
-                f"input={path}: has no names of columns, and the run was trained on texts in column '{texts}'; give a "
-                "CSV or Parquet file"
-            )
         self._features, self._kept = open_features(path, wanted.keep)
-        if self._features.shape[1] != len(facts.columns):
-            raise UserError(
-                f"{path}: features have {self._features.shape[1]} columns; the run was trained on {len(facts.columns)}"
-            )
-        if facts.read_from:
-            log.warning("%s: has no names of columns; they are taken for: %s", path, listed(facts.columns))
+        check_nameless(str(path), self._features.shape[1], facts)
         self.kept = pa.schema([(name, _as_arrow(array[:0]).type) for name, array in self._kept.items()])
 
     def widen(self, column: str) -> bool:

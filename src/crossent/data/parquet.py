@@ -1,7 +1,7 @@
 """Parquet files, read by Arrow."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,8 +38,11 @@ class ParquetFile:
                 return file.read()
             return on_disk(file.schema_arrow, file.iter_batches())
 
-    def schema(self) -> pa.Schema:
+    def schema(self, keep: Collection[str] = ()) -> pa.Schema:
         """The columns.
+
+        Args:
+            keep: nothing changes for them.
 
         Raises:
             UserError: a file that is none, or not whole.
@@ -47,11 +50,12 @@ class ParquetFile:
         with reading(self.path, "Parquet file"), pyarrow.parquet.ParquetFile(self.path) as file:
             return file.schema_arrow
 
-    def parts(self, types: Mapping[str, pa.DataType]) -> Iterator[Part]:
+    def parts(self, types: Mapping[str, pa.DataType], verbatim: Collection[str] = ()) -> Iterator[Part]:
         """All rows in order, a part at a time, of some columns.
 
         Args:
             types: of these columns; they have been stored with the file.
+            verbatim: nothing changes for them.
 
         Raises:
             UserError: a file that is none, or not whole.

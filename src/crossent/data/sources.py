@@ -65,10 +65,9 @@ def _files(chosen: config.CsvData | config.ParquetData, ignored: int, trained: D
 
     def file(path: str) -> "TableFile":
         if isinstance(chosen, config.CsvData):
-            delimiter = "\t" if chosen.delimiter in ("tab", r"\t") else chosen.delimiter
             return CsvFile(
                 Path(path),
-                delimiter=delimiter,
+                delimiter=chosen.delimiter,
                 decimal=chosen.decimal,
                 encoding=chosen.encoding,
                 header=chosen.header,

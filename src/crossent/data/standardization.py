@@ -56,19 +56,6 @@ class Standardization:
             prepared[part] = (exact - self.mean).div_(self.scale)  # exact may be the features themselves
         return prepared
 
-    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weight and bias that give the same logits from raw features, so that nobody has to carry a scaler around.
-
-        Args:
-            weight: (outputs, columns), of prepared features.
-            bias: (outputs,), or None.
-
-        Returns:
-            Weight, (outputs, columns), and bias, (outputs,), float64.
-        """
-        raw = weight.double() / self.scale
-        return raw, (0 if bias is None else bias.double()) - raw @ self.mean
-
 
 class Moments:
     """Mean and scale of columns, from rows that come in parts; NaN counts for nothing.
