@@ -20,6 +20,7 @@ from crossent.errors import UserError
 _BLOCK_BYTES = 16 * 2**20
 # Of a file that goes through memory part by part.
 _CHUNK_BYTES = 8 * 2**20
+_BLANK = 1000  # bytes by which it shows that a part is not blank
 # What a row may take at most, when all else has failed.
 _PATIENT_BYTES = 256 * 2**20
 # How many times its own size a compressed file may have in it.
@@ -60,6 +61,7 @@ class CsvFile:
         self._encoding = "utf8" if codecs.lookup(encoding).name == "utf-8" else encoding  # Arrow's name for its own
         self._header = header
         self._keys = keys
+        self._names: list[str] = []  # once they have been seen
 
     def read(self, types: Mapping[str, pa.DataType]) -> pa.Table:
         """All rows. Those of a large file stay on disk, as Arrow's own format, mapped.
@@ -153,6 +155,7 @@ class CsvFile:
                     for name, values in zip(numbers, next(iter(blocks), ()), strict=False):
                         if pc.any(pc.match_substring_regex(values, _NO_NUMBER)).as_py():
                             schema = schema.set(schema.get_field_index(name), pa.field(name, pa.string()))
+            self._names = schema.names
             return schema
 
     def parts(self, types: Mapping[str, pa.DataType], verbatim: Collection[str] = ()) -> Iterator[Part]:
@@ -166,7 +169,7 @@ class CsvFile:
             UserError: a row with more or fewer columns than the first.
             MisfitError: a value that does not have its column's type.
         """
-        names, rows = self.schema().names, 0
+        names, rows = self._names or self.schema().names, 0
         texts = [name for name, kind in types.items() if kind == pa.string() and name not in verbatim]
         with reading(self.path, "CSV file", self._keys):
             try:
@@ -202,33 +205,34 @@ class CsvFile:
         for read in (first, following):
             read.use_threads, read.block_size = False, 2**30  # a chunk in one go, so that its texts may have many lines
 
-        def table(chunk: tuple[int, bytes]) -> tuple[pa.Table, int]:
+        def table(chunk: tuple[int, memoryview]) -> tuple[pa.Table, int]:
             index, text = chunk
             read = following if index else first
-            return arrow_csv.read_csv(pa.BufferReader(text), read, parse, convert), len(text)
+            return arrow_csv.read_csv(pa.BufferReader(pa.py_buffer(text)), read, parse, convert), len(text)
 
         done = 0
         for rows, taken in in_order(table, enumerate(self._chunks())):
             done += taken
             yield Part(rows, None if size is None else done / size)
 
-    def _chunks(self) -> Iterator[bytes]:
+    def _chunks(self) -> Iterator[memoryview]:
         """The text, UTF-8, cut where rows end."""
         with pa.input_stream(self.path, compression="detect") as stream:
             if self._encoding != "utf8":
                 stream = pa.transcoding_input_stream(stream, self._encoding, "utf8")
-            left, newline = b"", b""
-            while block := stream.read(_CHUNK_BYTES):
-                block = left + block
+            left, newline, taken = b"", b"", 1
+            while taken:
+                block = bytearray(len(left) + _CHUNK_BYTES)
+                block[: len(left)] = left
+                taken = stream.readinto(memoryview(block)[len(left) :])
+                del block[len(left) + taken :]
                 newline = newline or (b"\n" if b"\n" in block else b"\r")
-                end = _end_of_rows(block, newline)
+                end = _end_of_rows(block, newline) if taken else len(block)
                 if not end and len(block) > _PATIENT_BYTES:
                     raise pa.ArrowInvalid("CSV parse error: a row without an end")
-                if block[:end].strip():
-                    yield block[:end]
-                left = block[end:]
-            if left.strip():
-                yield left
+                left = bytes(block[end:])
+                if end and not (block[:_BLANK].isspace() and block[:end].isspace()):
+                    yield memoryview(block)[:end]
 
     def _raise_if_misfit(self, error: pa.ArrowInvalid, names: list[str]) -> None:
         if "invalid UTF8" in str(error):
@@ -290,7 +294,7 @@ def _misfit(error: pa.ArrowInvalid, names: list[str]) -> str | None:
     return None if found is None else names[int(found[1])]
 
 
-def _end_of_rows(block: bytes, newline: bytes) -> int:
+def _end_of_rows(block: bytearray, newline: bytes) -> int:
     """Where the last whole row of a block ends, which begins with one; 0 where none does."""
     end = block.rfind(newline) + 1
     if b'"' not in block:
