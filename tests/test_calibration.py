@@ -123,12 +123,16 @@ def test_a_finished_run_can_be_calibrated_afterwards(train: Train) -> None:
 
 
 def test_points_of_the_best_weights_are_not_written_twice(train: Train) -> None:
-    run = train("data=digits", "trainer.max_steps=50", "calibration=temperature")
+    run = train("data=digits", "trainer.max_steps=50")
+    best = run.checkpoint("best") | {"global_step": 40}  # as if it had become no better since
+    torch.save(best, run.directory / "checkpoints" / "best.ckpt")
+    run = train("resume=latest", "calibration=temperature")
+    assert set(run.curves["val/nll_calibrated"]) == {40}
     last = run.checkpoint("last")
     del last["crossent"]["temperature"]  # as if it had been killed before that
     torch.save(last, run.directory / "checkpoints" / "last.ckpt")
 
-    resumed = train("resume=latest")
+    resumed = train("resume=latest", "calibration=temperature")
 
     assert resumed.curves == run.curves  # which fails on a doubled point
     assert "temperature" in resumed.checkpoint("last")["crossent"]

@@ -203,6 +203,20 @@ def test_the_same_file_elsewhere_is_split_as_it_was(
     assert evaluation()["rows"] == 30
 
 
+def test_other_rows_are_not_joined_by_those_set_apart_in_training(
+    train: Train, evaluate: Train, columns: dict[str, list[Any]], workplace: Path
+) -> None:
+    for name, rows in (("train", slice(100)), ("val", slice(100, 150)), ("new", slice(150, 200))):
+        save(f"{name}.csv", rows, columns)
+    train("data=csv", "data.path=train.csv", "data.val_path=val.csv", "trainer.max_steps=5")
+
+    assert evaluate("data.path=new.csv", "output=new").code == 0
+    assert evaluate("output=own").code == 0
+
+    assert evaluation("new")["rows"] == evaluation("own")["rows"] == 50
+    assert "val/nll" in evaluation("own")
+
+
 @pytest.mark.parametrize("data", ["csv", "arrays"])
 def test_rows_that_were_dropped_are_dropped_again(train: Train, evaluate: Train, workplace: Path, data: str) -> None:
     x = [float(row) for row in range(40)]

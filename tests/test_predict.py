@@ -185,6 +185,21 @@ def test_carried_over_columns_are_as_they_were(predict: Train, codes: list[str])
     assert read("out.parquet")["size"] == table["size"]
 
 
+@pytest.mark.usefixtures("trained")
+def test_numbers_carried_over_to_text_stay_as_they_were_written(predict: Train) -> None:
+    save(flowers(3).drop_columns("species").append_column("mark", pa.array(["M0", "M1", "M2"])), "new.csv")
+    text = Path("new.csv").read_text()
+    for row, mark in enumerate(("1.50", "2.0", "-3e0")):
+        text = text.replace(f'"M{row}"', mark)
+    Path("new.csv").write_text(text)
+
+    for out in ("csv", "parquet"):
+        assert predict("input=new.csv", f"output=out.{out}", "keep=[mark]").code == 0
+
+    assert [line.split(",")[0] for line in Path("out.csv").read_text().splitlines()[1:]] == ["1.50", "2.0", "-3e0"]
+    assert read("out.parquet")["mark"] == [1.5, 2.0, -3.0]
+
+
 def test_a_kept_number_that_turns_out_to_be_a_text_is_read_again(
     trained: Run, predict: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,8 +101,7 @@ class Arrays:
                 check_finite(table, rows_here, part.start, missing_allowed=True)  # now, by the rows' own numbers
                 whole[part] &= ~torch.isnan(rows_here).any(dim=1)
             counts = [int(part.sum()) for part in whole.split(counts)]
-            table = table.take(whole.nonzero().squeeze(1))
-            table = table.without_empty_classes() if self._trained is None else table
+            table = table.take(whole.nonzero().squeeze(1)).without_empty_classes()
         return replace(table, parts=None if len(present) == 1 else (counts[0], counts[1], counts[2]))
 
 

@@ -104,8 +104,7 @@ class Files:
             origins=tuple((str(file.path), len(table)) for file, table in read),
         )
         if self._missing == "drop":
-            loaded = loaded.take(torch.from_numpy(encoded.whole).nonzero().squeeze(1))
-            loaded = loaded.without_empty_classes() if self._trained is None else loaded
+            loaded = loaded.take(torch.from_numpy(encoded.whole).nonzero().squeeze(1)).without_empty_classes()
         return replace(loaded, parts=None if self._further == (None, None) else (counts[self._train], val, test))
 
     def _first(self) -> tuple[pa.Table, Layout]:
