@@ -17,6 +17,7 @@ import torch
 from conftest import Run, Train
 from crossent import checkpoints, runs
 from crossent.errors import UserError
+from crossent.unpickling import StoredTensor
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def array(value: Any) -> Any:
-    assert isinstance(value, checkpoints.StoredTensor)
+    assert isinstance(value, StoredTensor)
     return value.read()
 
 

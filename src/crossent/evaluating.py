@@ -1,22 +1,21 @@
 """Evaluates a trained run, from its checkpoint and some labelled rows."""
 
-import csv
 import logging
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import torch
-from rich.cells import cell_len
 from torch import Tensor
 
-from crossent import checkpoints, config, devices, losses, plots, runs
+from crossent import checkpoints, config, devices, evaluation_report, losses, plots, runs
 from crossent.checking import show
 from crossent.config.data import DEFAULT_VAL_FRACTION
-from crossent.console import metrics_table, progress
+from crossent.confusion import Confusion
+from crossent.console import progress
 from crossent.data import aligned
 from crossent.data.facts import DataFacts
 from crossent.data.loader import Batch, BatchLoader, evaluation_rows
@@ -33,9 +32,7 @@ log = logging.getLogger(__name__)
 # Up to so many classes, all of them get a row in the confusion matrix; else the worst ones do.
 _FEW_CLASSES = 30
 _WORST_CLASSES = 20
-_LISTED = 20  # classes on the console
 _FILES = (runs.METRICS, "classes.csv", "confusion_matrix.png", "reliability.png")
-_LONGEST_NAME = 40
 
 
 def evaluate(chosen: config.EvaluateConfig, plain: dict[str, Any]) -> dict[str, float]:
@@ -76,11 +73,11 @@ def evaluate(chosen: config.EvaluateConfig, plain: dict[str, Any]) -> dict[str, 
         plots.save_reliability(
             part / "reliability.png", {name: Reliability(*(e.cpu() for e in each)) for name, each in curves.items()}
         )
-        _write_classes(part / "classes.csv", names, classes)
-        _write_events(part, rows.split, metrics, checkpoint.steps)
+        evaluation_report.write_classes(part / "classes.csv", names, classes)
+        evaluation_report.write_events(part, rows.split, metrics, checkpoint.steps)
         facts = {"steps": checkpoint.steps, "rows": len(rows.table), "checkpoint": str(checkpoint.path)}
         write_json(part / runs.METRICS, {**metrics, **facts, "seconds": time.perf_counter() - started})
-    _report(metrics, checkpoint.steps, names, classes, folder)
+    evaluation_report.report(metrics, checkpoint.steps, names, classes, folder)
     return metrics
 
 
@@ -190,7 +187,7 @@ class _Model:
         self.ignored: int = stored if loss is None else loss.ignore_index
 
     @torch.inference_mode()
-    def evaluate(self, table: Table) -> tuple[Evaluation, "Confusion"]:
+    def evaluate(self, table: Table) -> tuple[Evaluation, Confusion]:
         """Goes through the rows once; and once more through those of the worst classes where there are many."""
         classes = len(self._facts.classes)
         evaluation = Evaluation(classes, self.ignored).to(self._device)
@@ -211,8 +208,8 @@ class _Model:
             confusion = self._confusion_of_worst(table, evaluation.scores.per_class)
         return evaluation, confusion
 
-    def _confusion_of_worst(self, table: Table, classes: PerClass) -> "Confusion":
-        worst = _worst(classes)[:_WORST_CLASSES].cpu()
+    def _confusion_of_worst(self, table: Table, classes: PerClass) -> Confusion:
+        worst = classes.most_mistaken[:_WORST_CLASSES].cpu()
         confusion = Confusion.empty(worst, len(self._facts.classes))
         rows = torch.isin(table.targets, worst).nonzero().squeeze(1)
         for batch in self._batches(table.take(rows)) if len(rows) else ():
@@ -234,92 +231,7 @@ class _Model:
         return self._loss.with_outputs(features, self._weight, self._bias, batch.targets, batch.weights)
 
 
-def _worst(classes: PerClass) -> Tensor:
-    """The classes, those with the most mistakes first: rows of theirs taken for others, and others' for them."""
-    return (classes.support + classes.predicted - 2 * classes.hits).argsort(descending=True, stable=True)
-
-
-class Confusion(NamedTuple):
-    """What the rows of some classes were taken for.
-
-    Attributes:
-        classes: (classes,), which.
-        places: (all classes,), where each of all classes is among the columns; the last column is all others.
-        counts: (classes, classes), or (classes, classes + 1) where there are others; weights of rows.
-    """
-
-    classes: Tensor
-    places: Tensor
-    counts: Tensor
-
-    @classmethod
-    def empty(cls, classes: Tensor, of: int) -> "Confusion":
-        """Without rows."""
-        places = torch.full((of,), len(classes))
-        places[classes] = torch.arange(len(classes))
-        return cls(classes, places, torch.zeros(len(classes), len(classes) + (len(classes) < of), dtype=torch.float64))
-
-    def add(self, batch: Batch, predicted: Tensor, ignored: int) -> None:
-        """Takes in rows of these classes, but for those with the target that is ignored."""
-        targets, predicted = batch.targets.cpu(), predicted.cpu()
-        weights = torch.ones(len(targets)) if batch.weights is None else batch.weights.cpu()
-        named = targets != ignored
-        cells = self.places[targets[named]] * self.counts.shape[1] + self.places[predicted[named]]
-        self.counts.view(-1).index_add_(0, cells, weights[named].double())
-
-    @property
-    def shares(self) -> Tensor:
-        """Of each class's rows, (classes, columns); 0 where it has none."""
-        return self.counts / self.counts.sum(dim=1, keepdim=True).clamp(min=1e-300)
-
-    def names(self, of_all: tuple[str, ...]) -> list[str]:
-        """Of the columns."""
-        others = ["others"] * (self.counts.shape[1] - len(self.classes))
-        return [of_all[index] for index in self.classes.tolist()] + others
-
-
 def _named(chosen: config.EvaluateConfig) -> str:
     assert chosen.data is not None
     name = str(chosen.data.__struct_config__.tag)
     return f"{name} {chosen.data.path}" if isinstance(chosen.data, config.FileData) else name
-
-
-def _write_classes(path: Path, names: tuple[str, ...], classes: PerClass) -> None:
-    columns = (classes.support, classes.predicted, classes.precision, classes.recall, classes.f1)
-    with path.open("w", newline="", encoding="utf8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["class", "rows", "predicted", "precision", "recall", "f1"])
-        for name, *numbers in zip(names, *(each.tolist() for each in columns), strict=True):
-            writer.writerow([name, *(f"{number:.10g}" for number in numbers)])
-
-
-def _write_events(folder: Path, split: str, metrics: dict[str, float], steps: int) -> None:
-    from matplotlib import image
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder)) as writer:
-        for tag, value in metrics.items():
-            writer.add_scalar(tag, value, steps)
-        for name in ("confusion_matrix", "reliability"):
-            pixels = image.imread(folder / f"{name}.png")[:, :, :3]
-            writer.add_image(f"{split}/{name}", pixels, steps, dataformats="HWC")
-
-
-def _report(metrics: dict[str, float], steps: int, names: tuple[str, ...], classes: PerClass, folder: Path) -> None:
-    log.info("")
-    for line in metrics_table({tag: (steps, value) for tag, value in metrics.items()}):
-        log.info("%s", line)
-    shown = torch.arange(len(names))
-    if len(names) > _LISTED:
-        shown = _worst(classes)[: _LISTED // 2]
-        log.info("\nthe %d classes with the most mistakes, of %d:", len(shown), len(names))
-    else:
-        log.info("")
-    cut = {index: plots.shortened(names[index], _LONGEST_NAME) for index in shown.tolist()}
-    width = max(5, *map(cell_len, cut.values()))
-    log.info("class%s  %10s  %9s  %6s  %6s", " " * (width - 5), "rows", "precision", "recall", "F1")
-    for index, name in cut.items():
-        precision, recall, f1 = (float(each[index]) for each in (classes.precision, classes.recall, classes.f1))
-        padded = name + " " * (width - cell_len(name))  # some letters take two places
-        log.info("%s  %10g  %9.4f  %6.4f  %6.4f", padded, float(classes.support[index]), precision, recall, f1)
-    log.info("\nwritten: %s (metrics.json, classes.csv, confusion_matrix.png, reliability.png)", runs.shown(folder))

@@ -75,6 +75,11 @@ class PerClass(NamedTuple):
         """The harmonic mean of precision and recall, (classes,); 0 where neither is above 0."""
         return 2 * self.hits / _nonzero(self.support + self.predicted)
 
+    @property
+    def most_mistaken(self) -> Tensor:
+        """The classes, (classes,), those with the most mistakes first: rows taken for another, and others' for them."""
+        return (self.support + self.predicted - 2 * self.hits).argsort(descending=True, stable=True)
+
 
 class Reliability(NamedTuple):
     """Rows by how sure the prediction is, in bins of (0, 1/15], (1/15, 2/15], …; (bins,) each.

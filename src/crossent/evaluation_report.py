@@ -1,0 +1,61 @@
+"""What an evaluation leaves for its reader: a table of the classes, TensorBoard's events, and the console."""
+
+import csv
+import logging
+from pathlib import Path
+
+import torch
+from rich.cells import cell_len
+
+from crossent import plots, runs
+from crossent.console import metrics_table
+from crossent.metrics import PerClass
+
+log = logging.getLogger(__name__)
+
+_LISTED = 20  # classes on the console
+_LONGEST_NAME = 40
+
+
+def write_classes(path: Path, names: tuple[str, ...], classes: PerClass) -> None:
+    """Writes a CSV file with a row a class."""
+    columns = (classes.support, classes.predicted, classes.precision, classes.recall, classes.f1)
+    with path.open("w", newline="", encoding="utf8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["class", "rows", "predicted", "precision", "recall", "f1"])
+        for name, *numbers in zip(names, *(each.tolist() for each in columns), strict=True):
+            writer.writerow([name, *(f"{number:.10g}" for number in numbers)])
+
+
+def write_events(folder: Path, split: str, metrics: dict[str, float], steps: int) -> None:
+    """Writes an event file with the metrics, and with the pictures that are in the folder already."""
+    from matplotlib import image
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for tag, value in metrics.items():
+            writer.add_scalar(tag, value, steps)
+        for name in ("confusion_matrix", "reliability"):
+            pixels = image.imread(folder / f"{name}.png")[:, :, :3]
+            writer.add_image(f"{split}/{name}", pixels, steps, dataformats="HWC")
+
+
+def report(metrics: dict[str, float], steps: int, names: tuple[str, ...], classes: PerClass, folder: Path) -> None:
+    """Prints the metrics, and the classes, those with the most mistakes where there are many."""
+    log.info("")
+    for line in metrics_table({tag: (steps, value) for tag, value in metrics.items()}):
+        log.info("%s", line)
+    shown = torch.arange(len(names))
+    if len(names) > _LISTED:
+        shown = classes.most_mistaken[: _LISTED // 2]
+        log.info("\nthe %d classes with the most mistakes, of %d:", len(shown), len(names))
+    else:
+        log.info("")
+    cut = {index: plots.shortened(names[index], _LONGEST_NAME) for index in shown.tolist()}
+    width = max(5, *map(cell_len, cut.values()))
+    log.info("class%s  %10s  %9s  %6s  %6s", " " * (width - 5), "rows", "precision", "recall", "F1")
+    for index, name in cut.items():
+        precision, recall, f1 = (float(each[index]) for each in (classes.precision, classes.recall, classes.f1))
+        padded = name + " " * (width - cell_len(name))  # some letters take two places
+        log.info("%s  %10g  %9.4f  %6.4f  %6.4f", padded, float(classes.support[index]), precision, recall, f1)
+    log.info("\nwritten: %s (metrics.json, classes.csv, confusion_matrix.png, reliability.png)", runs.shown(folder))
