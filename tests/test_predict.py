@@ -606,6 +606,18 @@ def test_a_terminal_shows_how_far_it_is(workplace: Path) -> None:
     assert "500,000 rows" in shown
 
 
+def test_a_wrong_override_of_evaluation_is_answered_without_torch(train: Train) -> None:
+    train("data=iris", "trainer.max_steps=2")
+    seen = (
+        "import sys; from crossent import cli; from crossent.evaluate import command; "
+        "print(cli.run(command(), ['split=tset']), [name for name in ('torch', 'pyarrow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines()[-1] == "2 []"
+    assert done.stderr.startswith("error: split=tset")
+
+
 @pytest.mark.usefixtures("trained")
 def test_neither_torch_nor_lightning_nor_pandas_is_imported() -> None:
     save(flowers(5), "new.csv")

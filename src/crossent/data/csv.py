@@ -18,6 +18,8 @@ from crossent.errors import UserError
 
 # Of a large file, from which the types of its columns are found out, and which is in memory at a time.
 _BLOCK_BYTES = 16 * 2**20
+# Of a file whose columns are to be known, from which their types are found out.
+_FIRST_BYTES = 2**20
 # Of a file that goes through memory part by part.
 _CHUNK_BYTES = 8 * 2**20
 _BLANK = 1000  # bytes by which it shows that a part is not blank
@@ -125,7 +127,8 @@ class CsvFile:
     def _seen(self, types: Mapping[str, pa.DataType], size: int, *, patient: bool = False) -> pa.Schema:
         """The columns, of the types that their values in the first bytes have, unless they are given."""
         read, parse, convert = self._options(types, patient=patient)
-        read.block_size = max(size, read.block_size)
+        if not patient:
+            read.block_size = size
         with arrow_csv.open_csv(self.path, read, parse, convert) as blocks:
             _ = blocks.schema.names  # which is when they are decoded
             return blocks.schema
@@ -141,10 +144,10 @@ class CsvFile:
         """
         with reading(self.path, "CSV file", self._keys):
             try:
-                schema = self._seen({}, 0)
+                schema = self._seen({}, _FIRST_BYTES)
             except pa.ArrowInvalid:
                 try:
-                    schema = self._seen({}, 0, patient=True)
+                    schema = self._seen({}, _FIRST_BYTES, patient=True)
                 except pa.ArrowInvalid as error:
                     raise self._explained(error) from error
             numbers = [name for name in keep if name in schema.names and is_number(schema.field(name).type)]
