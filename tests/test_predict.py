@@ -21,6 +21,9 @@ import torch
 
 import crossent
 from conftest import Run, Train, assert_answered_in_one_line, on_a_terminal
+from crossent.checkpoints import Checkpoint
+from crossent.data.facts import DataFacts
+from crossent.trained import TrainedClassifier
 
 ROWS = 60
 
@@ -629,6 +632,17 @@ def test_neither_torch_nor_lightning_nor_pandas_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+@pytest.mark.parametrize(("classes", "columns"), [(3, 20), (1000, 4096), (300_000, 2), (20_000_000, 2)])
+def test_the_logits_held_at_a_time_are_bounded_however_many_classes(classes: int, columns: int) -> None:
+    facts = DataFacts(("a", "b"), ("x",) * columns, (1, 1), np.zeros(columns), np.ones(columns))
+    config: dict[str, Any] = {"data": {}}
+    model = TrainedClassifier(Checkpoint(Path(), np.zeros((2, columns)), None, 0, config, facts, None, {}))
+    model.classes_ = np.broadcast_to(np.int64(0), (classes,))
+
+    assert model.rows_at_a_time >= 1
+    assert model.rows_at_a_time * classes <= max(2**23, classes)
 
 
 class TestPython:

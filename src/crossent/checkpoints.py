@@ -25,7 +25,7 @@ from crossent.unpickling import PlainUnpickler, StoredTensor
 #: Where a checkpoint has what is Crossent's own.
 KEY = "crossent"
 
-_BROKEN = (
+_BROKEN: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -34,8 +34,12 @@ _BROKEN = (
     LookupError,
     ValueError,
     TypeError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    OSError,
 )
-_BROKEN += (AttributeError, RuntimeError, MemoryError, OverflowError, OSError)  # type: ignore[assignment]  # a tuple of more
 
 
 @dataclass(frozen=True)

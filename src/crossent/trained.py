@@ -15,7 +15,7 @@ from crossent.data.storage import Numbers
 
 # Up to so many, the logits of a class lie side by side: what is done to each row is then done to many at once.
 _FEW_CLASSES = 32
-# Numbers of a block of rows that stay in a core's cache, and logits of one where there are many classes.
+# Numbers of a block of rows that stay in a core's cache, and logits of one at most.
 _CACHED_NUMBERS = 2**18
 _LOGITS = 2**23
 
@@ -129,7 +129,8 @@ class TrainedClassifier:
     def rows_at_a_time(self) -> int:
         """How many rows to predict in one go, for speed and memory."""
         classes, columns = len(self.classes_), len(self.feature_names_)
-        return max(1, min(8192, _CACHED_NUMBERS // columns), min(512, _LOGITS // classes))
+        cached = min(8192, max(512, _CACHED_NUMBERS // columns))  # fewer would make the matrix products slower
+        return max(1, min(cached, _LOGITS // classes))
 
     def predictions(self, features: Numbers, *, probabilities: bool) -> Predictions:
         """Predicts in one go.
