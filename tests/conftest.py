@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from crossent import cli
+from crossent.classifier import SoftmaxClassifier
 from crossent.evaluate import command as evaluate_command
 from crossent.predict import command as predict_command
 from crossent.train import command
@@ -75,6 +77,15 @@ def curves(directory: Path) -> dict[str, dict[int, float]]:
 
 
 Train = Callable[..., Run]
+
+#: A run of some steps an epoch, with a val split.
+MINI_BATCHES = (
+    "data=iris",
+    "data.batch_size=32",
+    "optimizer=adam",
+    "trainer.max_steps=60",
+    "trainer.log_every_n_steps=1",
+)
 
 
 @pytest.fixture
@@ -136,6 +147,48 @@ def command_in_process_of_its_own(workplace: Path) -> Callable[..., subprocess.C
         )
 
     return run
+
+
+def assert_same_state(one: Any, other: Any, where: str = "") -> None:
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same_state(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_same_state(left, right, f"{where}[{index}]")
+    else:
+        assert one == other, where
+
+
+def assert_same_run(one: Run, other: Run) -> None:
+    left, right = one.checkpoint(), other.checkpoint()
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert_same_state(left[part], right[part], part)
+    assert one.curves == other.curves
+    timeless = [{key: value for key, value in run.metrics.items() if key != "seconds"} for run in (one, other)]
+    assert timeless[0] == timeless[1]
+
+
+def stop_after(step: int, train: Train, *arguments: str, number: int = signal.SIGINT) -> Run:
+    """Has a signal sent, Ctrl-C or another, in the middle of a step."""
+    original = SoftmaxClassifier.training_step
+    pressed = False
+
+    def interrupted(self: SoftmaxClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
+        nonlocal pressed
+        if self.trainer.global_step == step - 1 and not pressed:
+            pressed = True
+            signal.raise_signal(number)
+        return original(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SoftmaxClassifier, "training_step", interrupted)
+        return train(*arguments)
 
 
 def on_a_terminal(*arguments: str, columns: int = 80) -> tuple[int, str]:

@@ -124,8 +124,10 @@ def test_a_finished_run_can_be_calibrated_afterwards(train: Train) -> None:
 
 def test_points_of_the_best_weights_are_not_written_twice(train: Train) -> None:
     run = train("data=digits", "trainer.max_steps=50")
-    best = run.checkpoint("best") | {"global_step": 40}  # as if it had become no better since
-    torch.save(best, run.directory / "checkpoints" / "best.ckpt")
+    for name, step in (("best", 40), ("last", 50)):  # as if it had become no better since
+        stored = run.checkpoint(name) | {"global_step": step}
+        stored["callbacks"]["BestCheckpoint"]["step"] = 40
+        torch.save(stored, run.directory / "checkpoints" / f"{name}.ckpt")
     run = train("resume=latest", "calibration=temperature")
     assert set(run.curves["val/nll_calibrated"]) == {40}
     last = run.checkpoint("last")

@@ -7,47 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import yaml
 
-from conftest import Run, Train
+from conftest import MINI_BATCHES, Train, assert_same_run, assert_same_state, stop_after
 from crossent.classifier import SoftmaxClassifier
-
-MINI_BATCHES = (
-    "data=iris",
-    "data.batch_size=32",
-    "optimizer=adam",
-    "trainer.max_steps=60",
-    "trainer.log_every_n_steps=1",
-)
-
-
-def assert_same_state(one: Any, other: Any, where: str = "") -> None:
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same_state(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for index, (left, right) in enumerate(zip(one, other, strict=True)):
-            assert_same_state(left, right, f"{where}[{index}]")
-    else:
-        assert one == other, where
-
-
-def assert_same_run(one: Run, other: Run) -> None:
-    left, right = one.checkpoint(), other.checkpoint()
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
-        assert_same_state(left[part], right[part], part)
-    assert one.curves == other.curves
-    timeless = [{key: value for key, value in run.metrics.items() if key != "seconds"} for run in (one, other)]
-    assert timeless[0] == timeless[1]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +57,7 @@ def test_a_run_stopped_between_steps_ends_as_if_it_had_not_been(
 ) -> None:
     arguments = (*MINI_BATCHES, *overrides, "callbacks.early_stopping.patience=null")
     whole = train(*arguments)
-    interrupted = _stop_after(stop, train, *arguments)
+    interrupted = stop_after(stop, train, *arguments)
 
     resumed = train("resume=latest")
 
@@ -101,23 +66,6 @@ def test_a_run_stopped_between_steps_ends_as_if_it_had_not_been(
     assert f"going on from step {stop}" in resumed.out
     assert resumed.directory == interrupted.directory != whole.directory
     assert_same_run(whole, resumed)
-
-
-def _stop_after(step: int, train: Train, *arguments: str) -> Run:
-    """Has Ctrl-C pressed once, in the middle of a step."""
-    original = SoftmaxClassifier.training_step
-    pressed = False
-
-    def interrupted(self: SoftmaxClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
-        nonlocal pressed
-        if self.trainer.global_step == step - 1 and not pressed:
-            pressed = True
-            signal.raise_signal(signal.SIGINT)
-        return original(self, batch, batch_idx)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SoftmaxClassifier, "training_step", interrupted)
-        return train(*arguments)
 
 
 def test_ctrl_c_in_a_real_process_says_how_to_go_on(train: Train, workplace: Path) -> None:
@@ -191,7 +139,7 @@ def test_an_interrupted_extension_says_how_to_go_on_with_it(train: Train) -> Non
     whole = train(*MINI_BATCHES, "trainer.max_steps=40")
     train(*MINI_BATCHES, "trainer.max_steps=20")
 
-    stopped = _stop_after(30, train, "resume=latest", "trainer.max_steps=40")
+    stopped = stop_after(30, train, "resume=latest", "trainer.max_steps=40")
     command = stopped.err.strip().rpartition("; to go on: crossent-train ")[2]
     resumed = train(*shlex.split(command))
 
@@ -212,12 +160,14 @@ def test_a_longer_limit_by_epochs_goes_on_with_the_epochs_orders(train: Train) -
 
 def test_a_run_without_results_gets_them(train: Train) -> None:
     run = train("data=iris", "data.test_fraction=0.2", "trainer.max_steps=5")
-    expected = run.metrics
+    assert run.checkpoint("best")["global_step"] == 5  # from where on readers forget what was there
+    expected, curves = run.metrics, run.curves
     (run.directory / "metrics.json").unlink()
 
     again = train("resume=latest")
 
     assert {**again.metrics, "seconds": 0} == {**expected, "seconds": 0}
+    assert again.curves == curves
 
 
 def test_test_points_are_not_doubled_by_a_longer_run(train: Train) -> None:

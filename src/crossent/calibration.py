@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossent import checkpoint_io
 from crossent.checkpoints import KEY
 from crossent.data.loader import Batch
 from crossent.head import Head
 from crossent.metrics import CALIBRATED, Evaluation
-from crossent.writing import whole
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ def calibrate(
         if steps not in found:
             found[steps] = _calibrated(stored["state_dict"], head, batches, ignored, path.name)
         stored[KEY]["temperature"] = found[steps][0]
-        with whole(path, "checkpoint") as part:
-            torch.save(stored, part)
+        checkpoint_io.save(stored, path)
     return next(((steps, metrics) for steps, (_, metrics) in found.items()), (0, {}))
 
 

@@ -4,11 +4,13 @@ PyTorch's format is a zip archive of one pickle and the tensors' bytes, each wit
 not look at (torch/serialization.py).
 """
 
+import contextlib
 import lzma
 import math
 import pickle
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from crossent import runs
+from crossent.console import shown
 from crossent.data.classes import class_values
 from crossent.data.facts import DataFacts
 from crossent.data.storage import Numbers
 from crossent.errors import UserError
+from crossent.seal import is_broken
 from crossent.unpickling import PlainUnpickler, StoredTensor
 
 #: Where a checkpoint has what is Crossent's own.
@@ -162,11 +166,19 @@ def configuration(run: runs.StoredRun, key: str) -> dict[str, Any]:
         raise UserError(f"{_where(key, path)} is no checkpoint of Crossent's: {error}") from error
 
 
+def steps(path: Path) -> int | None:
+    """How many optimiser steps a checkpoint's weights have had; None where the file does not say."""
+    with contextlib.suppress(UserError):
+        found = load(path, "checkpoint", whole=False).get("global_step")
+        return found if isinstance(found, int) else None
+    return None
+
+
 def _path(run: runs.StoredRun, key: str) -> Path:
     path = run.best_checkpoint
     if path is None:
         raise UserError(
-            f"{key}: {runs.shown(run.directory)} has no checkpoint yet; a run writes the first one at its first "
+            f"{key}: {shown(run.directory)} has no checkpoint yet; a run writes the first one at its first "
             "validation, or when callbacks.checkpoint.every_minutes have passed, or when it ends"
         )
     return path
@@ -184,37 +196,65 @@ def load(path: Path, key: str, *, whole: bool = True) -> dict[str, Any]:
         UserError: the file is no checkpoint, or not whole.
     """
     try:
+        with _archive(path, whole=whole) as (archive, pickled), archive.open(pickled) as file:
+            stored = PlainUnpickler(file, path, pickled.removesuffix("data.pkl")).load()
+            if not isinstance(stored, dict):
+                raise NotWholeError(f"is no checkpoint: it holds a {type(stored).__name__}")
+    except NotWholeError as error:
+        raise UserError(f"{_where(key, path)} {error}") from error
+    return stored
+
+
+class NotWholeError(Exception):
+    """A file is no checkpoint, or one that was damaged or cut short; the message goes on from the file's name."""
+
+
+def check(path: Path) -> None:
+    """Looks at a checkpoint's structure, at the checksum of every record in it, and at that of the whole file.
+
+    Raises:
+        NotWholeError: something is wrong with it.
+    """
+    with _archive(path, whole=True):
+        pass
+
+
+@contextlib.contextmanager
+def _archive(path: Path, *, whole: bool) -> Iterator[tuple[zipfile.ZipFile, str]]:
+    """The archive that a checkpoint is, and the name of the pickle in it."""
+    try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             # So no member can claim to be larger than the file, or unpack to more than that.
             if any(
                 each.compress_type or each.flag_bits & 1 or each.compress_size != each.file_size for each in members
             ):
-                raise UserError(f"{_where(key, path)} is a compressed archive, but no checkpoint")
+                raise NotWholeError("is a compressed archive, but no checkpoint")
+            if whole and is_broken(path):
+                raise NotWholeError("is damaged or cut short: its checksum is wrong")
             broken = archive.testzip() if whole else None
             if broken is not None:
-                raise UserError(f"{_where(key, path)} is damaged: the checksum of {broken} in it is wrong")
+                raise NotWholeError(f"is damaged: the checksum of {broken} in it is wrong")
             pickled = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
             if pickled is None:
-                raise UserError(f"{_where(key, path)} is a zip archive, but no checkpoint")
-            with archive.open(pickled) as file:
-                stored = PlainUnpickler(file, path, pickled.removesuffix("data.pkl")).load()
+                raise NotWholeError("is a zip archive, but no checkpoint")
+            yield archive, pickled
     except _BROKEN as error:
         why = "it is not in PyTorch's format, and nothing else is ever unpickled"
         if _begins_as_archive(path):
             why = f"it is damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})"
-        raise UserError(f"{_where(key, path)} is no whole checkpoint: {why}") from error
-    if not isinstance(stored, dict):
-        raise UserError(f"{_where(key, path)} is no checkpoint: it holds a {type(stored).__name__}")
-    return stored
+        raise NotWholeError(f"is no whole checkpoint: {why}") from error
 
 
 def _where(key: str, path: Path) -> str:
     """What named the checkpoint, and the path of it where that is another."""
     named = key.partition("=")[2]
-    return f"{key}:" if Path(named).absolute() == path.absolute() else f"{key}: {runs.shown(path)}"
+    return f"{key}:" if Path(named).absolute() == path.absolute() else f"{key}: {shown(path)}"
 
 
 def _begins_as_archive(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == b"PK"
+    except OSError:
+        return False

@@ -2,15 +2,19 @@
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as lightning
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from crossent import starting
 from crossent.checkpoints import KEY
 from crossent.data.loader import Batch
+from crossent.divergence import DivergedError, diverged, grown
 from crossent.head import Head, of_all_classes
 from crossent.losses import Cost, Loss
 from crossent.metrics import Evaluation
@@ -42,7 +46,7 @@ class SoftmaxClassifier(lightning.LightningModule):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory = lambda optimizer, steps: None,
         l2: float = 0.0,
-        record: Mapping[str, object] | None = None,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.head = head
@@ -76,7 +80,11 @@ class SoftmaxClassifier(lightning.LightningModule):
         """
         accumulated: int = self.trainer.accumulate_grad_batches
         last = accumulated == 1 or not self.trainer.fit_loop._should_accumulate()
-        return self._step.add(self._cost(batch), self._penalty(), self.parameters, accumulated, last=last)
+        cost = self._cost(batch)
+        self._step.place = batch, batch_idx
+        if self._step.is_first and not math.isfinite(cost.mean.item()):
+            raise self._diverged(f"the cost is {cost.mean.item()}")
+        return self._step.add(cost, self._penalty(), self.parameters, accumulated, last=last)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -84,7 +92,14 @@ class SoftmaxClassifier(lightning.LightningModule):
         """Takes the step and records its cost, ahead of any callback that may write a checkpoint of it."""
         taken: int = self.trainer.global_step
         assert optimizer_closure is not None
-        self._step.evaluate = optimizer_closure
+
+        def evaluate() -> Any:
+            first, result = self._step.is_first, optimizer_closure()
+            if first:
+                self._check_gradient()
+            return result
+
+        self._step.evaluate = evaluate
         super().optimizer_step(epoch, batch_idx, optimizer, self._step)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
         if every and taken % every == 0:  # 0 in Lightning's barebones mode
@@ -103,7 +118,10 @@ class SoftmaxClassifier(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
-        self._evaluate(batch)
+        cost = self._evaluate(batch)
+        if self.trainer.state.fn == "fit" and not math.isfinite(cost.mean.item()):  # nothing would be best any more
+            place = f"step {self.trainer.global_step} (batch {batch_idx} of the val rows)"
+            raise diverged(f"the cost is {cost.mean.item()}", place, self.head, self.loss, batch, self._lr())
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test metrics."""
@@ -120,13 +138,17 @@ class SoftmaxClassifier(lightning.LightningModule):
         self._evaluated("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what predicting needs besides the weights."""
-        checkpoint[KEY] = self._record
+        """Adds what predicting needs besides the weights, and whether the run ends here."""
+        checkpoint[KEY] = self._record | {"ended": bool(self.trainer.should_stop)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes how many updates the loaded weights have had, and how they were calibrated."""
         self._loaded_steps = checkpoint["global_step"]
         self.evaluation.temperature = checkpoint[KEY].get("temperature")
+        if self.trainer.state.fn == "fit" and checkpoint[KEY].get("ended"):
+            # Lightning forgets that the run was stopped, and would take a step more.
+            then, now = checkpoint[KEY].get("config"), self._record.get("config")
+            self.trainer.should_stop = bool(then and now and starting.ends_alike(then, now))
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the name of the running hook here some fifty times a step, and torch.nn.Module's own
@@ -135,6 +157,38 @@ class SoftmaxClassifier(lightning.LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    def _check_gradient(self) -> None:
+        """Stops before an update that would make the weights NaN, which tell no more what has happened.
+
+        On the CPU alone: elsewhere the answer would have to be waited for, and scaled gradients may be infinite.
+        """
+        for name, parameter in self.named_parameters():
+            gradient = parameter.grad
+            if gradient is None or gradient.device.type != "cpu" or math.isfinite(gradient.sum(dtype=torch.float64)):
+                continue
+            if not gradient.isfinite().all():  # and not only a sum that is too large
+                raise self._diverged(f"the gradient of {name} is not finite")
+
+    def check_weights(self) -> None:
+        """Refuses weights that are worth nothing, before they are stored.
+
+        Raises:
+            DivergedError: they are not finite.
+        """
+        for name, parameter in self.named_parameters():
+            if not parameter.isfinite().all():
+                raise grown(name, self.trainer.global_step, self._lr())
+
+    def _lr(self) -> float | None:
+        lr: float | None = self.trainer.optimizers[0].param_groups[0].get("lr")
+        return lr
+
+    def _diverged(self, what: str) -> DivergedError:
+        assert self._step.place is not None
+        batch, index = self._step.place
+        place = f"step {self.trainer.global_step} (batch {index} of epoch {self.trainer.current_epoch})"
+        return diverged(what, place, self.head, self.loss, batch, self._lr())
 
     def _is_last(self, taken: int) -> bool:
         """Whether the step after so many steps ends the run."""
@@ -157,10 +211,11 @@ class SoftmaxClassifier(lightning.LightningModule):
     def _penalty(self) -> Tensor | None:
         return self.l2 / 2 * self.head.weight.square().sum() if self.l2 else None
 
-    def _evaluate(self, batch: Batch) -> None:
+    def _evaluate(self, batch: Batch) -> Cost:
         head, features = self.head, self._features(batch)
         cost, outputs = self.loss.with_outputs(features, head.weight, head.output_bias, batch.targets, batch.weights)
         self.evaluation.update(cost, of_all_classes(outputs, head.classes), batch.targets, batch.weights)
+        return cost
 
     def _evaluated(self, split: str) -> dict[str, float]:
         metrics = self.evaluation.metrics()
@@ -188,18 +243,24 @@ class _OpenStep:
     Called as the optimiser's closure. An optimiser may evaluate several times a step (LBFGS does, at other weights
     each time): only the first counts, since it is the one before the update. Batches whose gradients were accumulated
     for the step count as well.
+
+    Attributes:
+        evaluate: the optimiser's closure, which finds cost and gradient.
+        is_first: whether the next evaluation is the step's first one.
+        place: the batch that was evaluated last, and its index in the epoch; None between steps.
     """
 
     def __init__(self) -> None:
         self.evaluate: Callable[[], Any] = lambda: None
-        self._open = True
+        self.is_first = True
+        self.place: tuple[Batch, int] | None = None
         self._costs: list[Cost] = []
         self._penalty: Tensor | None = None
         self._warned = False
 
     def __call__(self) -> Any:
         result = self.evaluate()
-        self._open = False
+        self.is_first = False
         return result
 
     def add(
@@ -223,7 +284,7 @@ class _OpenStep:
             batches: that a full step has.
             last: whether the batch is the step's last one.
         """
-        if self._open:
+        if self.is_first:
             self._costs.append(Cost(cost.mean.detach(), cost.weight))  # not the graph, which holds the batch
             self._penalty = None if penalty is None else penalty.detach()
         if batches == 1:
@@ -249,7 +310,8 @@ class _OpenStep:
     def clear(self) -> None:
         """Makes ready for the next step."""
         self._costs.clear()
-        self._open = True
+        self.is_first = True
+        self.place = None
 
     def _weight(self) -> float:
         """The weight of all batches; 1 where no row counts, so that the cost is 0."""

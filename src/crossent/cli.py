@@ -7,6 +7,7 @@ torch.
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from crossent import __version__, composing, runs, starting
 from crossent.checking import check, did_you_mean
 from crossent.console import fall_silent
 from crossent.errors import UserError
+from crossent.stopping import Stopped
 
 Config = TypeVar("Config", bound=Struct)
 
@@ -64,7 +66,10 @@ def run(command: Command[Any], arguments: list[str] | None = None) -> int:
 
     Returns:
         0, or 2 for a mistake of the user's (one line on stderr, no traceback unless HYDRA_FULL_ERROR=1), or 130
-        where the user interrupted.
+        where the user interrupted, or 143 where the system told it to end.
+
+    Raises:
+        Stopped: it was told to end at once; the process has to end without waiting for anything.
     """
     try:
         failures = _run(command, arguments)
@@ -75,9 +80,14 @@ def run(command: Command[Any], arguments: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         failures = [_about_a_file(error)]
-    except KeyboardInterrupt as interrupt:
-        print(f"interrupted{interrupt}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
+    except Stopped as stop:
+        if stop.at_once:
+            raise
+        print(stop, file=sys.stderr)
+        return stop.exit_code
     for failure in failures:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise failure
@@ -193,7 +203,13 @@ def _run_jobs(hydra: Hydra, command: Command[Any], request: starting.Request, co
         callbacks = Callbacks(composed)
         callbacks.on_run_start(config=composed, config_name=request.config_name)
         context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
-        done = run_job(job, composed, job_dir_key="hydra.run.dir", job_subdir_key=None, hydra_context=context)
+        try:
+            done = run_job(job, composed, job_dir_key="hydra.run.dir", job_subdir_key=None, hydra_context=context)
+        except BaseException:  # a signal, for one
+            directory = Path(composed.hydra.run.dir)
+            if command.trains and not (directory / runs.CONFIG).exists():  # there is only what Hydra has made
+                runs.discard(directory.absolute())
+            raise
         callbacks.on_run_end(config=composed, config_name=request.config_name, job_return=done)
         returned = [done]
     return [each.return_value for each in returned if isinstance(each.return_value, UserError)]
@@ -201,9 +217,9 @@ def _run_jobs(hydra: Hydra, command: Command[Any], request: starting.Request, co
 
 def _about_a_file(error: OSError) -> UserError:
     """What the system has to say of a file, for the user; other errors of the system are raised."""
-    if error.filename is None:
+    if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         raise error
-    reason = UserError(f"{error.filename}: {error.strerror}")
+    reason = UserError(f"{error.filename or 'a file of the run cannot be written'}: {error.strerror}")
     reason.__cause__ = error
     return reason
 

@@ -1,6 +1,7 @@
 """Where lines for the reader go, and what moves while he waits."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -29,6 +30,40 @@ class StdoutHandler(logging.StreamHandler[TextIO]):
             fall_silent()
         else:
             super().handleError(record)
+
+
+class LogFile(logging.FileHandler):
+    """A log file of which lines are missing where the disk is full, in place of a traceback for each of them."""
+
+    def _open(self) -> io.TextIOWrapper:
+        # Nothing waits in between, or it would be written again and again until the process ends.
+        try:
+            file = Path(self.baseFilename).open(f"{self.mode}b", buffering=0)  # noqa: SIM115  # closed by the handler
+        except OSError:
+            file = Path(os.devnull).open("ab", buffering=0)  # noqa: SIM115
+        return io.TextIOWrapper(
+            file,
+            encoding=self.encoding,
+            errors=self.errors,
+            write_through=True,
+        )
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the standard library's name
+        """Goes on; whatever fails next says why."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def note(line: str) -> None:
+    """Writes a line to train.log alone, where there is one; the console has it already."""
+    for handler in logging.root.handlers:
+        if isinstance(handler, LogFile):
+            handler.handle(logging.LogRecord("crossent", logging.ERROR, __file__, 0, line, None, None))
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def fall_silent() -> None:

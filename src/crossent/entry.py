@@ -1,8 +1,11 @@
 """How a command begins."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from crossent.stopping import Stopped, end_undisturbed, stop_when_told
 
 if TYPE_CHECKING:
     from crossent import cli
@@ -16,9 +19,16 @@ def start(make: "Callable[[], cli.Command[Any]]", arguments: list[str] | None) -
         arguments: the command line without the program's name; None: that of this process.
     """
     try:
+        stop_when_told()
         from crossent import cli
 
-        command = make()
+        code = cli.run(make(), arguments)
+        end_undisturbed()
+        sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(cli.run(command, arguments))
+    except Stopped as stop:
+        end_undisturbed()
+        sys.stderr.write(f"{stop}\n")
+        sys.stderr.flush()
+        os._exit(stop.exit_code)  # a thread may be at a checkpoint still, for which nobody waits

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossent import entry
+from crossent import entry, stopping
 
 if TYPE_CHECKING:
     from crossent import cli
@@ -23,7 +23,8 @@ def command() -> "cli.Command[EvaluateConfig]":
 
 
 def _task(config: "EvaluateConfig", plain: dict[str, Any], directory: Path) -> object:
-    from crossent.evaluating import evaluate  # only now: a wrong override need not wait for it
+    with stopping.postponed():
+        from crossent.evaluating import evaluate  # only now: a wrong override need not wait for it
 
     return evaluate(config, plain)
 

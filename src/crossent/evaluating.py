@@ -15,7 +15,7 @@ from crossent import checkpoints, config, devices, evaluation_report, losses, pl
 from crossent.checking import show
 from crossent.config.data import DEFAULT_VAL_FRACTION
 from crossent.confusion import Confusion
-from crossent.console import progress
+from crossent.console import progress, shown
 from crossent.data import aligned
 from crossent.data.facts import DataFacts
 from crossent.data.loader import Batch, BatchLoader, evaluation_rows
@@ -52,11 +52,11 @@ def evaluate(chosen: config.EvaluateConfig, plain: dict[str, Any]) -> dict[str, 
     if chosen.accelerator.threads != "auto":
         torch.set_num_threads(chosen.accelerator.threads)
     run = runs.find_trained(chosen.run, "run")
-    checkpoint = checkpoints.read(run, f"run={runs.shown(Path(chosen.run))}")
+    checkpoint = checkpoints.read(run, f"run={shown(Path(chosen.run))}")
     folder = _output_folder(chosen, run)
     model = _Model(checkpoint, _loss(chosen, checkpoint), chosen.accelerator)
     rows = _rows(chosen, plain, checkpoint, model.ignored)
-    log.info("run    %s, %d steps", runs.shown(checkpoint.path), checkpoint.steps)
+    log.info("run    %s, %d steps", shown(checkpoint.path), checkpoint.steps)
     log.info("rows   %s: %s, %s", _named(chosen), f"{len(rows.table):,}", rows.described)
     evaluation, confusion = model.evaluate(rows.table)
     if not evaluation.scores.sums[-1]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from rich.cells import cell_len
 
-from crossent import plots, runs
-from crossent.console import metrics_table
+from crossent import plots
+from crossent.console import metrics_table, shown
 from crossent.metrics import PerClass
 
 log = logging.getLogger(__name__)
@@ -45,17 +45,17 @@ def report(metrics: dict[str, float], steps: int, names: tuple[str, ...], classe
     log.info("")
     for line in metrics_table({tag: (steps, value) for tag, value in metrics.items()}):
         log.info("%s", line)
-    shown = torch.arange(len(names))
+    listed = torch.arange(len(names))
     if len(names) > _LISTED:
-        shown = classes.most_mistaken[: _LISTED // 2]
-        log.info("\nthe %d classes with the most mistakes, of %d:", len(shown), len(names))
+        listed = classes.most_mistaken[: _LISTED // 2]
+        log.info("\nthe %d classes with the most mistakes, of %d:", len(listed), len(names))
     else:
         log.info("")
-    cut = {index: plots.shortened(names[index], _LONGEST_NAME) for index in shown.tolist()}
+    cut = {index: plots.shortened(names[index], _LONGEST_NAME) for index in listed.tolist()}
     width = max(5, *map(cell_len, cut.values()))
     log.info("class%s  %10s  %9s  %6s  %6s", " " * (width - 5), "rows", "precision", "recall", "F1")
     for index, name in cut.items():
         precision, recall, f1 = (float(each[index]) for each in (classes.precision, classes.recall, classes.f1))
         padded = name + " " * (width - cell_len(name))  # some letters take two places
         log.info("%s  %10g  %9.4f  %6.4f  %6.4f", padded, float(classes.support[index]), precision, recall, f1)
-    log.info("\nwritten: %s (metrics.json, classes.csv, confusion_matrix.png, reliability.png)", runs.shown(folder))
+    log.info("\nwritten: %s (metrics.json, classes.csv, confusion_matrix.png, reliability.png)", shown(folder))

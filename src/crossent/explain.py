@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossent import entry
+from crossent import entry, stopping
 
 if TYPE_CHECKING:
     from crossent import cli
@@ -23,9 +23,10 @@ def command() -> "cli.Command[ExplainConfig]":
 
 
 def _task(config: "ExplainConfig", plain: dict[str, Any], directory: Path) -> None:
-    import torch  # only now: a wrong override need not wait for it
+    with stopping.postponed():
+        import torch  # only now: a wrong override need not wait for it
 
-    from crossent.explaining import explain
+        from crossent.explaining import explain
 
     torch.set_num_threads(1)  # what is explained is tiny
     explain(config)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from crossent import checkpoints, config, outputs, runs
-from crossent.console import progress
+from crossent.console import progress, shown
 from crossent.data.arrow import MisfitError, TableFile, number_array, text_array
 from crossent.data.csv import CsvFile
 from crossent.data.inputs import ArrayInput, Input, NewRows, TableInput, Wanted
@@ -43,7 +43,7 @@ def predict(chosen: config.PredictConfig) -> Path:
     model = TrainedClassifier(checkpoint)
     kind = config.output_kind(path.name) or ".csv"
     source = _open(chosen, checkpoint, verbatim=kind == ".csv")
-    log.info("run     %s, %d steps", runs.shown(checkpoint.path), checkpoint.steps)
+    log.info("run     %s, %d steps", shown(checkpoint.path), checkpoint.steps)
     log.info("input   %s, %d features, %d classes", chosen.input, len(model.feature_names_), len(model.classes_))
     with whole(path, "output") as part:
         rows = _write(chosen, source, model, part, kind)
@@ -55,7 +55,7 @@ def predict(chosen: config.PredictConfig) -> Path:
         )
     seconds = time.perf_counter() - started
     rate = f", {rows / seconds:,.0f} a second" if rows >= _MANY_ROWS else ""
-    log.info("output  %s: %s row%s in %.2f s%s", runs.shown(path), f"{rows:,}", "s" * (rows != 1), seconds, rate)
+    log.info("output  %s: %s row%s in %.2f s%s", shown(path), f"{rows:,}", "s" * (rows != 1), seconds, rate)
     return path
 
 
@@ -104,7 +104,7 @@ def _csv(path: Path, chosen: config.CsvOptions, checkpoint: checkpoints.Checkpoi
         try:
             stored = msgspec.convert({key: data.get(key) for key in chosen.__struct_fields__}, config.CsvOptions)
         except msgspec.ValidationError as error:
-            raise UserError(f"run: {runs.shown(checkpoint.path)} has no way to read a CSV file: {error}") from error
+            raise UserError(f"run: {shown(checkpoint.path)} has no way to read a CSV file: {error}") from error
         options = {key: value for key, value in msgspec.structs.asdict(stored).items() if value is not None} | options
     return CsvFile(path, **options, keys="csv")
 

@@ -10,9 +10,10 @@ import lightning.pytorch as lightning
 
 from crossent import config, runs
 from crossent.classifier import SoftmaxClassifier
-from crossent.console import metrics_table
+from crossent.console import metrics_table, shown
 from crossent.data.module import DataModule
 from crossent.loggers import LastPoints
+from crossent.resuming import Origin
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ _SAID_IN_EVERY_RUN = (
     "💡 Tip",
     "`Trainer.fit` stopped",
     "Restor",
+    "Detected KeyboardInterrupt",
     "Loaded model weights",
     "Loading `train_dataloader` to estimate",
 )
@@ -37,6 +39,8 @@ def quieten() -> None:
         logger.propagate = True
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_is_news)
+    # What TensorBoard finds in the event files that a resumed run reads again.
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
     # The curves are written by the steps themselves, whatever the length of an epoch.
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
     # Our loader has no workers: its batches are slices of what is in memory.
@@ -78,15 +82,17 @@ def print_header(
     log.info("loss       %s", loss)
     log.info("optimizer  %s%s, %s a step", _name(chosen.optimizer), rate, batch)
     log.info("device     %s, %s", loop.strategy.root_device, loop.precision)
-    log.info("run        %s\n", runs.shown(directory))
+    log.info("run        %s\n", shown(directory))
 
 
-def print_resume(checkpoint: Path | None, start: int) -> None:
-    """Says where a run goes on."""
-    if checkpoint is None:
-        log.info("no checkpoint yet: starting at step 0\n")
+def print_resume(origin: Origin) -> None:
+    """Says where a run goes on, and what it passed over."""
+    for damaged in origin.passed_over:
+        log.warning("passed over: %s", damaged)
+    if origin.checkpoint is None:
+        log.info("no %s: starting at step 0\n", "whole checkpoint" if origin.passed_over else "checkpoint yet")
     else:
-        log.info("going on from step %d, %s\n", start, runs.shown(checkpoint))
+        log.info("going on from step %d, %s\n", origin.step, shown(origin.found or origin.checkpoint))
 
 
 def print_results(
@@ -109,8 +115,7 @@ def print_results(
         log.info("accuracy of the best possible classifier, on average over all rows: %.6f", best_accuracy)
     if isinstance(chosen.logger, config.TensorBoardLogger) and last.points:
         logs = runs.LATEST.parent.absolute()
-        shown = runs.shown(logs if logs in directory.parents else directory)
-        log.info("\ncurves: %s --logdir %s", _tensorboard(), shown)
+        log.info("\ncurves: %s --logdir %s", _tensorboard(), shown(logs if logs in directory.parents else directory))
 
 
 def _name(section: config.Section) -> str:
@@ -122,4 +127,4 @@ def _name(section: config.Section) -> str:
 def _tensorboard() -> str:
     """The command as it can be typed: the one beside this Python where PATH has none."""
     beside = Path(sys.executable).with_name("tensorboard")
-    return "tensorboard" if shutil.which("tensorboard") or not beside.exists() else runs.shown(beside)
+    return "tensorboard" if shutil.which("tensorboard") or not beside.exists() else shown(beside)

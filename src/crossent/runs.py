@@ -1,10 +1,11 @@
 """Run directories: their names, what they hold, and how a run is found again. Imports no torch."""
 
 import contextlib
+import fcntl
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from crossent.errors import UserError
+from crossent.writing import whole
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -29,16 +31,17 @@ class StoredRun:
     checkpoint: Path | None = None
 
     @property
-    def newest_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from: the one asked for, else the last one written, else none."""
-        last = self.directory / CHECKPOINTS / LAST_CHECKPOINT
-        return self.checkpoint or (last if last.exists() else None)
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints to go on from, if they are whole, the newest first."""
+        folder = self.directory / CHECKPOINTS
+        last = folder / LAST_CHECKPOINT
+        return [last] * last.exists() + [path for path, _ in step_checkpoints(folder)]
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint to predict with: the one asked for, else the best one, else the last one, else none."""
+        """The checkpoint to predict with: the one asked for, else the best one, else the newest one, else none."""
         best = self.directory / CHECKPOINTS / BEST_CHECKPOINT
-        return self.checkpoint or (best if best.exists() else self.newest_checkpoint)
+        return self.checkpoint or (best if best.exists() else next(iter(self.checkpoints), None))
 
     def config(self, key: str) -> dict[str, Any]:
         """The configuration that the run stored.
@@ -56,6 +59,17 @@ class StoredRun:
         if not isinstance(stored, dict):
             raise UserError(f"{key}: {path} holds no configuration, but a {type(stored).__name__}")
         return stored
+
+
+def step_checkpoint(folder: Path, step: int) -> Path:
+    """The name of a checkpoint that was the last one until there was a newer one."""
+    return folder / f"step_{step}.ckpt"
+
+
+def step_checkpoints(folder: Path) -> list[tuple[Path, int]]:
+    """Those of them that are there, with their steps, the newest first."""
+    found = [(path, path.stem.removeprefix("step_")) for path in folder.glob("step_*.ckpt")]
+    return sorted(((path, int(step)) for path, step in found if step.isdecimal()), key=lambda each: -each[1])
 
 
 def short_id() -> str:
@@ -114,22 +128,34 @@ def folder_in(run: StoredRun, what: str) -> Path:
     return above / what / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{short_id()}"
 
 
-def shown(path: Path) -> str:
-    """A path as one would type it here."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
 def claim(directory: Path, config: Mapping[str, Any]) -> None:
-    """Makes the directory this run's own by writing its config.yaml, which no second run can do.
+    """Makes the directory this run's own by writing its config.yaml, whole, which no second run can do.
 
     Raises:
         UserError: another run has it.
     """
     try:
-        with (directory / CONFIG).open("x") as file:
-            yaml.safe_dump(dict(config), file, sort_keys=False)
+        with whole(directory / CONFIG, new=True) as part:
+            part.write_text(yaml.safe_dump(dict(config), sort_keys=False))
     except FileExistsError:
         raise UserError(taken(directory)) from None
+
+
+@contextlib.contextmanager
+def held(directory: Path, key: str) -> Iterator[None]:
+    """Keeps other processes from going on with the same run; over with the process, however that ends.
+
+    Raises:
+        UserError: one is at it already.
+    """
+    with (directory / CONFIG).open("rb+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{key}: another process is training this run; wait until it has ended") from None
+        except OSError:  # a system without locks
+            pass
+        yield
 
 
 def taken(directory: Path) -> str:
@@ -145,16 +171,32 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def point_latest(directory: Path) -> None:
-    """Lets ``logs/latest`` point at the run, replacing the link in one step."""
+def point_latest(directory: Path) -> Path | None:
+    """Lets ``logs/latest`` point at the run, replacing the link in one step.
+
+    Returns:
+        What it pointed at before, if at anything.
+    """
+    before = LATEST.resolve() if LATEST.exists() else None
     LATEST.parent.mkdir(parents=True, exist_ok=True)
     link = LATEST.with_name(f".latest-{short_id()}")
     link.symlink_to(os.path.relpath(directory, LATEST.parent.resolve()))
     link.replace(LATEST)
+    return before
 
 
-def discard(directory: Path) -> None:
-    """Takes away what a run that never began has put into its directory, and the directory if nothing else is there."""
+def discard(directory: Path, before: Path | None = None) -> None:
+    """Takes away what a run that never began has put into its directory, and the directory if nothing else is there.
+
+    Args:
+        directory: of the run.
+        before: what ``logs/latest`` pointed at before it.
+    """
+    if LATEST.is_symlink() and LATEST.resolve() == directory.resolve():
+        if before is None:
+            LATEST.unlink()
+        else:
+            point_latest(before)
     (directory / CONFIG).unlink(missing_ok=True)
     ours = {directory / ".hydra" / f"{name}.yaml" for name in ("config", "hydra", "overrides")} | {
         directory / "train.log"

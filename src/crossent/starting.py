@@ -16,6 +16,7 @@ from crossent import runs
 from crossent.checking import show
 from crossent.composing import conf_directory, parse
 from crossent.config import NAMED_GROUPS
+from crossent.console import shown
 from crossent.errors import UserError
 
 #: What a resumed run keeps, so that it stays the run it was.
@@ -76,6 +77,12 @@ def check_kept(stored: dict[str, Any], composed: dict[str, Any], typed: frozense
         if section in _KEPT and (key in old or key in typed) and old.get(key) != new[key]:
             there = f"there {key}={show(old[key])}" if key in old else "there it is not set"
             raise UserError(f"{key}={show(new[key])}: a resumed run keeps its {section} ({there}){_INSTEAD}")
+
+
+def ends_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two configurations of a run end it at the same step."""
+    what = [(config["trainer"], config["callbacks"]["early_stopping"]) for config in (one, other)]
+    return what[0] == what[1]
 
 
 def request(config_name: str, overrides: list[str], *, multirun: bool) -> Request:
@@ -170,7 +177,7 @@ def command_to_resume(directory: Path, composed: dict[str, Any]) -> str:
         for key, value in runs.leaves(composed).items()
         if key not in ("resume", "config") and stored.get(key) != value
     ]
-    path = runs.shown(directory)
+    path = shown(directory)
     resume = f"resume={path}" if re.fullmatch(r"[A-Za-z0-9_./:@-]+", path) else f"resume={_quoted(path)}"
     return " ".join(["crossent-train", *(shlex.quote(override) for override in [resume, *changed])])
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossent import entry
+from crossent import entry, stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +32,8 @@ def _task(config: "TrainConfig", plain: dict[str, Any], directory: Path) -> obje
     # Imports make 400,000 objects that stay. Looking through them for garbage again and again would take a seventh
     # of the time to start, and later some of every step's.
     gc.disable()
-    from crossent.training import train  # only now: a wrong override need not wait for it
-
+    with stopping.postponed():
+        from crossent.training import train  # only now: a wrong override need not wait for it
     gc.freeze()
     gc.enable()
     return train(config, plain, directory)

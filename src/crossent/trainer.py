@@ -18,9 +18,11 @@ from typing_extensions import override
 from crossent import config, devices, runs
 from crossent.callbacks.checkpoints import MONITORED, BestCheckpoint, LastCheckpoint
 from crossent.callbacks.progress import Console
+from crossent.checkpoint_io import CheckpointFiles
 from crossent.custom import make
 from crossent.errors import UserError
 from crossent.loggers import LastPoints, TensorBoard
+from crossent.resuming import Origin
 
 # What Lightning's benchmark mode forbids to be set; it switches all of it off.
 _NOT_IN_BAREBONES = (
@@ -43,7 +45,12 @@ class _Unprofiled(PassThroughProfiler):
 
 
 def build(
-    chosen: config.TrainConfig, directory: Path, last: LastPoints, *, validates: bool, start: int | None
+    chosen: config.TrainConfig,
+    directory: Path,
+    last: LastPoints,
+    *,
+    validates: bool,
+    origin: Origin | None,
 ) -> lightning.Trainer:
     """Makes the Trainer.
 
@@ -52,7 +59,7 @@ def build(
         directory: of the run.
         last: takes in the curves' last points.
         validates: whether there is a val split.
-        start: the step that the run goes on from, or None for a new run.
+        origin: what the run goes on from, or None for a new run.
 
     Raises:
         UserError: arguments that Lightning refuses, or an accelerator that this machine does not have.
@@ -63,9 +70,12 @@ def build(
     else:
         arguments["profiler"] = chosen.trainer.profiler or _Unprofiled()
         arguments["enable_progress_bar"] = False  # ours is one for the whole run
-        arguments["logger"] = _loggers(chosen, directory, last, start)
+        arguments["logger"] = _loggers(chosen, directory, last, None if origin is None else origin.step)
         arguments["enable_checkpointing"] = chosen.trainer.enable_checkpointing and not chosen.trainer.fast_dev_run
-        arguments["callbacks"] = _callbacks(chosen, directory, last, validates=validates)
+        files = CheckpointFiles()
+        saved = None if origin is None or origin.checkpoint is None else origin.step
+        arguments["callbacks"] = _callbacks(chosen, directory, last, files, validates=validates, saved=saved)
+        arguments["plugins"] = [files]
     if not validates:
         arguments["limit_val_batches"] = 0
     try:
@@ -90,7 +100,13 @@ def _loggers(chosen: config.TrainConfig, directory: Path, last: LastPoints, star
 
 
 def _callbacks(
-    chosen: config.TrainConfig, directory: Path, last: LastPoints, *, validates: bool
+    chosen: config.TrainConfig,
+    directory: Path,
+    last: LastPoints,
+    files: CheckpointFiles,
+    *,
+    validates: bool,
+    saved: int | None,
 ) -> list[lightning.Callback]:
     callbacks: list[lightning.Callback] = [Console(last, validates=validates, bar=chosen.trainer.enable_progress_bar)]
     stopping = chosen.callbacks.early_stopping
@@ -108,7 +124,13 @@ def _callbacks(
     # After `best`, so that the last checkpoint knows of the best one.
     callbacks.append(
         LastCheckpoint(
-            folder / runs.LAST_CHECKPOINT, last, every_minutes=saving.every_minutes, every_n_steps=saving.every_n_steps
+            folder / runs.LAST_CHECKPOINT,
+            files,
+            last,
+            every_minutes=saving.every_minutes,
+            every_n_steps=saving.every_n_steps,
+            keep=saving.keep,
+            start=saved,
         )
     )
     return callbacks

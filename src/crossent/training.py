@@ -1,9 +1,8 @@
 """A training run, from the checked configuration to metrics.json."""
 
 import contextlib
-import json
 import logging
-import pickle
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,16 +14,18 @@ import lightning.pytorch as lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from crossent import config, losses, optim, reporting, runs, starting, trainer
+from crossent import config, losses, memory, optim, reporting, resuming, runs, starting, trainer
 from crossent.calibration import calibrate
-from crossent.callbacks.checkpoints import Interrupted
-from crossent.checkpoints import KEY
 from crossent.classifier import SoftmaxClassifier
+from crossent.console import note, shown
 from crossent.data.building import build
 from crossent.data.module import DataModule
-from crossent.errors import UserError
+from crossent.errors import CannotWriteError, UserError
 from crossent.head import Head
 from crossent.loggers import LastPoints, TensorBoard
+from crossent.resuming import Origin
+from crossent.stopping import Stopped
+from crossent.writing import clear_parts
 
 log = logging.getLogger(__name__)
 
@@ -45,49 +46,57 @@ def train(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path) ->
 
     Raises:
         UserError: something that the user has to change. If a new run could not begin, its directory is gone again.
-        KeyboardInterrupt: the user interrupted; the text says how to go on.
+        Stopped: a signal ended it; the text says how to go on.
     """
     reporting.quieten()
-    new = chosen.resume is None
-    checkpoint = None if new else runs.find(str(chosen.resume), "resume").newest_checkpoint
-    stored = None if checkpoint is None else _load(checkpoint)
-    if stored is not None and _finished(plain, directory, stored):
-        log.info("%s: already finished after %d steps; nothing to do", runs.shown(directory), stored["global_step"])
+    if chosen.resume is not None:
+        with runs.held(directory, f"resume={shown(directory)}"):
+            return _go_on(chosen, plain, directory)
+    runs.claim(directory, plain)
+    # A try-out is no run to come back to.
+    latest = None if chosen.trainer.fast_dev_run else runs.point_latest(directory)
+    with runs.held(directory, f"hydra.run.dir={shown(directory)}"):
+        try:
+            run = _prepare(chosen, plain, directory, None)
+        except BaseException:  # Ctrl-C while rows are read, too: there is nothing to go on with
+            runs.discard(directory, latest)
+            raise
+        return _run(chosen, plain, run)
+
+
+def _go_on(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path) -> dict[str, float]:
+    """Trains from where a run stopped."""
+    origin = resuming.find(runs.find(str(chosen.resume), "resume"))
+    if origin.finished(plain, directory):
+        log.info("%s: already finished after %d steps; nothing to do", shown(directory), origin.step)
         return {}
-    if stored is not None:
-        starting.check_kept(stored[KEY]["config"], plain)  # config.yaml may have been edited since
-    start = 0 if stored is None else int(stored["global_step"])
-    if new:
-        runs.claim(directory, plain)
-    try:
-        run = _prepare(chosen, plain, directory, checkpoint, None if new else start)
-    except BaseException:  # Ctrl-C while rows are read, too: there is nothing to go on with
-        if new:
-            runs.discard(directory)
-        raise
-    if stored is not None and (changed := run.data.facts.difference(stored[KEY]["data"])):
-        shown = runs.shown(directory)
-        raise UserError(
-            f"resume={shown}: the data is no longer what the run began with: other {changed}; config={shown} starts a "
-            "new run from that configuration"
-        )
-    if not chosen.trainer.fast_dev_run:  # a try-out, not a run to come back to
+    origin.check_config(plain)
+    for folder in (directory, directory / runs.CHECKPOINTS):
+        clear_parts(folder)
+    run = _prepare(chosen, plain, directory, origin)
+    if not chosen.trainer.fast_dev_run:
         runs.point_latest(directory)
+    return _run(chosen, plain, run)
+
+
+def _run(chosen: config.TrainConfig, plain: dict[str, Any], run: "_Run") -> dict[str, float]:
+    """Trains, calibrates and tests, and writes down what came of it."""
+    directory, origin = run.directory, run.origin
     reporting.print_header(chosen, run.data, run.classifier, run.trainer, directory)
-    if not new:
-        reporting.print_resume(checkpoint, start)
-    with _process_settings(chosen, run):
-        seconds = _fit(run, plain)
-        steps = max(start, run.trainer.global_step)
+    if origin is not None:
+        reporting.print_resume(origin)
+    if run.trainer.strategy.root_device.type == "cpu" and (warning := memory.warning(chosen, run.data)):
+        log.warning("%s", warning)
+    with _noted(), _process_settings(chosen, run), _explained(plain, run), _within_memory(chosen, run.data):
+        seconds = _fit(run)
+        steps = run.trainer.global_step if origin is None else max(origin.step, run.trainer.global_step)
         if chosen.calibration is not None and not chosen.trainer.fast_dev_run:
             _calibrate(run)
         if run.data.rows("test") and not chosen.trainer.barebones:
-            _test(run, plain)
-    for logger in run.trainer.loggers:
-        if isinstance(logger, TensorBoard):
-            logger.close()
-    if not chosen.trainer.fast_dev_run:
-        run.last.write(directory / runs.METRICS, steps=steps, seconds=seconds)
+            _test(run)
+        _close_curves(run)
+        if not chosen.trainer.fast_dev_run:
+            run.last.write(directory / runs.METRICS, steps=steps, seconds=seconds)
     stopping = run.trainer.early_stopping_callback
     reporting.print_results(
         chosen,
@@ -110,16 +119,21 @@ class _Run:
     classifier: SoftmaxClassifier
     trainer: lightning.Trainer
     last: LastPoints
-    checkpoint: Path | None  # to go on from
+    origin: Origin | None  # what it goes on from; None: it is new
 
 
-def _prepare(
-    chosen: config.TrainConfig, plain: dict[str, Any], directory: Path, checkpoint: Path | None, start: int | None
-) -> _Run:
+def _prepare(chosen: config.TrainConfig, plain: dict[str, Any], directory: Path, origin: Origin | None) -> _Run:
     """Everything that can fail through a mistake of the user's, before anything is written."""
     lightning.seed_everything(chosen.seed, verbose=False)
     module = build(chosen)
-    module.setup()
+    with _within_memory(chosen, module):
+        module.setup()
+        return _build(chosen, plain, directory, origin, module)
+
+
+def _build(
+    chosen: config.TrainConfig, plain: dict[str, Any], directory: Path, origin: Origin | None, module: DataModule
+) -> _Run:
     _check_validation(chosen, module)
     classes, columns = len(module.facts.classes), len(module.facts.columns)
     loss = losses.build(chosen.loss, module.facts.class_counts)
@@ -137,16 +151,13 @@ def _prepare(
     if isinstance(optimizer, torch.optim.LBFGS) and chosen.trainer.accumulate_grad_batches > 1:
         raise UserError(config.ACCUMULATED_LBFGS)
     last = LastPoints()
-    loop = trainer.build(
-        chosen,
-        directory,
-        last,
-        validates=module.rows("val") > 0,
-        start=start,
-    )
+    loop = trainer.build(chosen, directory, last, validates=module.rows("val") > 0, origin=origin)
+    if origin is not None:
+        origin.check_data(module.facts, directory)
+        origin = origin.adopt(directory)
     for logger in loop.loggers:
         _ = getattr(logger, "experiment", None)  # opens the event file; its imports are no part of fit's time
-    return _Run(directory, module, classifier, loop, last, checkpoint)
+    return _Run(directory, module, classifier, loop, last, origin)
 
 
 def _check_validation(chosen: config.TrainConfig, module: DataModule) -> None:
@@ -168,16 +179,13 @@ def _check_validation(chosen: config.TrainConfig, module: DataModule) -> None:
         )
 
 
-def _fit(run: _Run, plain: dict[str, Any]) -> float:
+def _fit(run: _Run) -> float:
     """Trains, and returns the seconds it took."""
     started = time.perf_counter()
-    with _interruptible(run, plain):
-        run.trainer.fit(
-            run.classifier,
-            datamodule=run.data,
-            ckpt_path=run.checkpoint,
-            weights_only=True if run.checkpoint else None,
-        )
+    checkpoint = None if run.origin is None else run.origin.checkpoint
+    run.trainer.fit(
+        run.classifier, datamodule=run.data, ckpt_path=checkpoint, weights_only=True if checkpoint else None
+    )
     return time.perf_counter() - started
 
 
@@ -191,64 +199,81 @@ def _calibrate(run: _Run) -> None:
     run.classifier.record_metrics("val", steps, metrics)
 
 
-def _test(run: _Run, plain: dict[str, Any]) -> None:
+def _test(run: _Run) -> None:
     """Tests the best weights where there is a val split to tell them, else the last."""
     best = run.directory / runs.CHECKPOINTS / runs.BEST_CHECKPOINT
     path = best if best.exists() else None
-    with _interruptible(run, plain):
-        run.trainer.test(
-            run.classifier, datamodule=run.data, ckpt_path=path, weights_only=True if path else None, verbose=False
-        )
+    run.trainer.test(
+        run.classifier, datamodule=run.data, ckpt_path=path, weights_only=True if path else None, verbose=False
+    )
 
 
 @contextlib.contextmanager
-def _interruptible(run: _Run, plain: dict[str, Any]) -> Iterator[None]:
+def _noted() -> Iterator[None]:
+    """Leaves in train.log, too, why a run has ended."""
+    try:
+        yield
+    except UserError as error:
+        note(f"error: {error}")
+        raise
+    except Stopped as stop:
+        note(str(stop))
+        raise
+
+
+@contextlib.contextmanager
+def _explained(plain: dict[str, Any], run: _Run) -> Iterator[None]:
     """Words what ends a run early.
 
     Raises:
-        UserError: arguments that Lightning refuses only now.
-        KeyboardInterrupt: the user interrupted; the text says after which step, and how to go on.
+        UserError: what the user has to change, or to make room for.
+        Stopped: a signal ended the run; the text says after which step, and how to go on.
     """
     try:
         yield
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-    except (Interrupted, SystemExit):  # the latter is what Lightning makes of a Ctrl-C that it sees itself
-        how = ""
-        if runs.StoredRun(run.directory).newest_checkpoint is not None:
-            how = f"; to go on: {starting.command_to_resume(run.directory, plain)}"
-        raise KeyboardInterrupt(f" after {run.trainer.global_step} steps{how}") from None
+    except CannotWriteError as error:
+        raise UserError(f"{error}; once it can be, {_how_to_go_on(plain, run)}") from error
+    except (Stopped, KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise  # not the one that Lightning makes of a Ctrl-C that it sees itself
+        stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        how = f" after {run.trainer.global_step} steps"
+        saved = resuming.newest_step(run.directory)
+        if saved is not None and stop.at_once:
+            how += f", of which the last checkpoint has {saved}"
+        how += f"; {_how_to_go_on(plain, run)}"
+        raise Stopped(stop.number, how, at_once=stop.at_once) from None
+    finally:
+        with contextlib.suppress(CannotWriteError):  # of which has been spoken
+            _close_curves(run)
 
 
-def _load(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds."""
+def _close_curves(run: _Run) -> None:
+    for logger in run.trainer.loggers:
+        if isinstance(logger, TensorBoard):
+            logger.close()
+
+
+def _how_to_go_on(plain: dict[str, Any], run: _Run) -> str:
+    why = "begin again, for want of a checkpoint" if resuming.newest_step(run.directory) is None else "go on"
+    return f"to {why}: {starting.command_to_resume(run.directory, plain)}"
+
+
+@contextlib.contextmanager
+def _within_memory(chosen: config.TrainConfig, data: DataModule) -> Iterator[None]:
+    """Says what would have been needed where memory runs out.
+
+    Raises:
+        UserError: it has.
+    """
     try:
-        stored: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        _ = stored["global_step"], stored[KEY]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        why = (
-            str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
-        )  # PyTorch goes on at length
-        instead = "another checkpoint of the run may be whole, or start anew with config="
-        raise UserError(
-            f"resume={checkpoint}: no whole checkpoint ({why}); {instead}{runs.shown(checkpoint.parents[1])}"
-        ) from error
-    return stored
-
-
-def _finished(plain: dict[str, Any], directory: Path, stored: dict[str, Any]) -> bool:
-    """Whether nothing is left to do: the run has its results, and what ended it has not been changed since."""
-    try:
-        steps = json.loads((directory / runs.METRICS).read_text())["steps"]
-    except (OSError, ValueError, KeyError):
-        return False
-    calibrated = plain["calibration"] is None or "temperature" in stored[KEY]
-    if steps != stored["global_step"] or not calibrated:
-        return False
-    if steps >= plain["trainer"]["max_steps"] > 0:
-        return True
-    before = stored[KEY]["config"]
-    return all(plain[section] == before[section] for section in ("trainer", "callbacks"))
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not memory.ran_out(error):
+            raise
+        raise UserError(memory.explanation(error, chosen, data)) from error
 
 
 @contextlib.contextmanager

@@ -1,30 +1,31 @@
-"""Keeps best.ckpt and last.ckpt, and stops a run on Ctrl-C between two steps."""
+"""Keeps best.ckpt and last.ckpt, and stops a run between two steps when a signal asks for it."""
 
 import math
-import random
-import signal
-import threading
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as lightning
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
+from crossent import random_states
+from crossent.checkpoint_io import CheckpointFiles, Kept
+from crossent.classifier import SoftmaxClassifier
 from crossent.loggers import LastPoints
+from crossent.stopping import Stopped, StopRequest
 
 MONITORED = "val/cost"
-Handler = Any  # what signal.signal takes and returns
 
 
-class Interrupted(BaseException):
-    """The user interrupted, and the run stopped between two steps with its checkpoint written.
-
-    Not a KeyboardInterrupt, on which Lightning ends the process by itself.
-    """
+def _save(trainer: lightning.Trainer, path: Path, kept: Kept | None = None) -> None:
+    """Writes a checkpoint that the run can go on from."""
+    model = trainer.lightning_module
+    assert isinstance(model, SoftmaxClassifier)
+    model.check_weights()
+    for logger in trainer.loggers:
+        logger.save()  # a point before the checkpoint is never written again, so it has to be on disk first
+    trainer.save_checkpoint(path, weights_only=False, storage_options=kept)  # the optimiser, too
 
 
 class BestCheckpoint(Checkpoint):
@@ -39,6 +40,7 @@ class BestCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._best = math.inf
+        self._step: int | None = None
 
     @override
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -46,147 +48,160 @@ class BestCheckpoint(Checkpoint):
             return
         cost = float(trainer.callback_metrics[MONITORED])
         if cost < self._best:
-            self._best = cost
-            trainer.save_checkpoint(self._path, weights_only=False)
+            self._best, self._step = cost, trainer.global_step
+            _save(trainer, self._path)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best}
+        return {"best": self._best, "step": self._step}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best = state_dict["best"]
+        if self._path.exists():  # or what is best counts from here on
+            self._best, self._step = state_dict["best"], state_dict["step"]
 
 
 class LastCheckpoint(Checkpoint):
-    """Renews ``last.ckpt`` every so often, at the end, and when the user interrupts.
+    """Renews ``last.ckpt`` every so often, at the end, and when a signal asks the run to stop.
 
-    The state is taken at the end of a batch that ended an optimiser step, and again after a validation that follows
-    it. Those are the points in Lightning's loop from which a run goes on in the middle of an epoch as if it had not
-    stopped; once the loop has been left, the epoch counts as finished.
+    The state is taken at the end of a batch that ended an optimiser step, or, where a validation is due there, behind
+    that validation. Those are the points in Lightning's loop from which a run goes on in the middle of an epoch as if
+    it had not stopped: one that went on from before a validation would leave it out, and once the loop has been left,
+    the epoch counts as finished.
 
     The checkpoint also holds the states of the random number generators, which Lightning leaves out, and the last
     points of the curves.
 
     Args:
         path: of the checkpoint.
+        files: what writes it.
         last: the curves' last points.
         every_minutes: how often, by the clock; None: not by the clock.
         every_n_steps: how often, by optimiser steps; None: not by steps.
+        keep: how many of the newest are kept, this one included.
+        start: the step of the checkpoint that is there, which the run goes on from; None: there is none.
     """
 
-    def __init__(self, path: Path, last: LastPoints, *, every_minutes: float | None, every_n_steps: int | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        files: CheckpointFiles,
+        last: LastPoints,
+        *,
+        every_minutes: float | None,
+        every_n_steps: int | None,
+        keep: int,
+        start: int | None,
+    ) -> None:
         self._path = path
+        self._files = files
         self._last = last
         self._seconds = None if every_minutes is None else 60 * every_minutes
         self._steps = every_n_steps
+        self._keep = keep
         self._step = 0  # the last one that was seen to end
-        self._saved_step: int | None = None
+        self._between_steps = True
+        self._saved_step = start  # of the file
         self._saved_at = time.monotonic()
-        self._interrupted = False
+        self._due = False  # once the validation has ended
+        self._stop = StopRequest()
         self._stopping = False
-        self._handler: Handler = None
-        self._loaded: dict[str, Any] = {}
+        self._random: list[dict[str, Any]] = []  # the states of the checkpoint to go on from, one a rank
 
     @override
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._go_on(trainer)
+        if self._random:
+            random_states.restore(self._random, trainer.global_rank, trainer.world_size)
         self._step = trainer.global_step
         self._saved_at = time.monotonic()
-        if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._interrupt)
+        self._stop.listen()
 
     @override
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._stop_if_interrupted()
+        self._stop_if_asked()
 
     @override
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == self._step:  # gradients are still being accumulated
+        self._between_steps = trainer.global_step != self._step  # or gradients are still being accumulated
+        if not self._between_steps:
             return
         self._step = trainer.global_step
-        self._stopping = self._interrupted
-        if self._stopping or self._step >= trainer.max_steps > 0 or self._due():
+        self._due = bool(self._stop) or self._step >= trainer.max_steps > 0 or self._is_time()
+        if self._due and not _validates_now(trainer):
             self._save(trainer)
 
     @override
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if trainer.state.fn == "fit" and self._saved_step == self._step:
-            self._save(trainer)  # now with the validation behind it
+        asked = self._stop and self._between_steps and self._saved_step != self._step
+        if trainer.state.fn == "fit" and (self._due or asked):
+            self._save(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self._stop_if_interrupted()
+        self._stop_if_asked()
 
     @override
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if self._saved_step != self._step:
             self._save(trainer)
+        self._files.wait()
+        self._stop.ignore()
+        if self._stop.number is not None:  # ahead of calibration and test
+            raise Stopped(self._stop.number)
 
     @override
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self._restore_handler()
-
-    @override
-    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
-        self._restore_handler()
+        if isinstance(exception, Stopped):
+            self._stop.hold()  # until Lightning gives the signals back
+            if exception.at_once:
+                self._files.abandon()
+        else:
+            self._stop.ignore()
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """Random number generators and last points, as values that ``torch.load(weights_only=True)`` reads."""
-        version, numbers, gauss = random.getstate()
-        return {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "python": [version, list(numbers), gauss],
-            "points": {tag: list(point) for tag, point in self._last.points.items()},
-        }
+        points = {tag: list(point) for tag, point in self._last.points.items()}
+        return {"random": random_states.of_all_ranks(), "points": points, "between_steps": self._between_steps}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the points in; the rest waits until training starts, since what comes before draws numbers too."""
-        self._loaded = state_dict
-        self._last.points |= {tag: (step, value) for tag, (step, value) in state_dict["points"].items()}
-
-    def _go_on(self, trainer: lightning.Trainer) -> None:
-        if not self._loaded:
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Goes on with the curves, and later with the random numbers: what comes before training draws some, too."""
+        if trainer.state.fn != "fit":  # the best weights are tested, and the run is where it is
             return
-        torch.set_rng_state(self._loaded["torch"])
-        if len(self._loaded["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(self._loaded["cuda"])
-        version, numbers, gauss = self._loaded["python"]
-        random.setstate((version, tuple(numbers), gauss))
+        stored = checkpoint["callbacks"][self.state_key]
+        self._random = stored["random"]
+        self._last.points |= {tag: (step, value) for tag, (step, value) in stored["points"].items()}
         # Readers forget the old points from this step on. Those of a validation at this very step are known, though,
         # and will not be computed again.
-        for tag, (step, value) in self._loaded["points"].items():
-            for logger in trainer.loggers if step >= trainer.global_step else ():
+        for tag, (step, value) in stored["points"].items():
+            for logger in trainer.loggers if step >= checkpoint["global_step"] else ():
                 logger.log_metrics({tag: value}, step)
-        self._loaded = {}
 
-    def _due(self) -> bool:
+    def _is_time(self) -> bool:
         by_steps = self._steps is not None and self._step % self._steps == 0
         return by_steps or (self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds)
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        for logger in trainer.loggers:
-            logger.save()  # a point before the checkpoint is never written again, so it has to be on disk first
-        trainer.save_checkpoint(self._path, weights_only=False)  # not the weights alone, the optimiser too
+        """Writes the state, of which the run can stop if it has been asked to."""
+        self._stopping = bool(self._stop)
+        _save(trainer, self._path, Kept(self._saved_step if self._saved_step != self._step else None, self._keep))
+        self._due = False
         self._saved_step = self._step
         self._saved_at = time.monotonic()
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """The first Ctrl-C lets the step finish; a second one does not wait."""
-        if self._interrupted:
-            raise Interrupted
-        self._interrupted = True
+    def _stop_if_asked(self) -> None:
+        if self._stopping and self._stop.number is not None:
+            self._files.wait()
+            raise Stopped(self._stop.number)
 
-    def _stop_if_interrupted(self) -> None:
-        if self._stopping:
-            raise Interrupted
 
-    def _restore_handler(self) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
+def _validates_now(trainer: lightning.Trainer) -> bool:
+    """Whether a validation comes right behind the batch that has ended; Lightning has no public word for it."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

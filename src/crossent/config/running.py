@@ -125,6 +125,7 @@ AnyLogger = TensorBoardLogger | NoLogger
 class Checkpoint(Struct, kw_only=True, forbid_unknown_fields=True):
     every_minutes: Positive | None
     every_n_steps: AtLeastOne | None
+    keep: AtLeastOne
 
 
 class EarlyStopping(Struct, kw_only=True, forbid_unknown_fields=True):

@@ -51,6 +51,8 @@ class TrainConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     calibration: Calibration | None
 
     def __post_init__(self) -> None:
+        if self.resume is not None and self.trainer.fast_dev_run:
+            raise ValueError("trainer.fast_dev_run=true: a try-out does not go on with a run; leave resume out")
         if self.calibration is not None and self.data.val_share == 0 and not _has_val_file(self.data):
             raise ValueError(f"calibration={self.calibration}: needs validation rows; set data.val_fraction=0.1")
         if self.calibration is not None and not self.trainer.enable_checkpointing:

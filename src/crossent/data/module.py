@@ -132,6 +132,17 @@ class DataModule(lightning.LightningDataModule):
         return self._facts
 
     @property
+    def is_set_up(self) -> bool:
+        """Whether the rows have been read."""
+        return bool(self._tables)
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Of all features that are not left on disk; after `setup`."""
+        found = [table.features for table in self._tables.values()]
+        return sum(features.nbytes for features in found if not isinstance(features, Mapped))
+
+    @property
     def best_accuracy(self) -> float | None:
         """The highest accuracy that is possible on the source's rows, where that is known; after `setup`."""
         return self._best_accuracy
