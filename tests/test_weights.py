@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conftest import Run, Train
-from crossent.classifier import _OpenStep
 from crossent.data import Table
 from crossent.data.toy import Toy
 from crossent.losses import Brier
+from crossent.open_step import OpenStep
 
 EVERY_STEP = ("trainer.log_every_n_steps=1", "accelerator.precision=64-true", "model.init=zeros")
 
@@ -76,7 +76,7 @@ def test_accumulated_batches_take_the_step_of_one_large_batch(
 
 def test_batches_of_a_step_are_let_go_once_they_are_accumulated() -> None:
     features = torch.ones(2, 3)
-    held, step = weakref.ref(features), _OpenStep()
+    held, step = weakref.ref(features), OpenStep(check=lambda: None)
     weight, targets = torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 1])
     cost = Brier().configure(backend="chunked")(features, weight, None, targets)
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 from crossent import runs
 from crossent.checkpoints import KEY
 from crossent.seal import SealedFile
-from crossent.writing import whole
+from crossent.writing import PART, whole
 
 # State of fewer bytes is written at once: a copy and a thread for it would cost as much as they spare.
 _WORTH_A_THREAD = 2**20
@@ -69,8 +69,10 @@ class CheckpointFiles(CheckpointIO):
         if total < _WORTH_A_THREAD or on_cpu > _TOO_LARGE_TO_COPY:
             _write(checkpoint, Path(path), kept)
             return
-        record = checkpoint.pop(KEY, None)  # never changes, and has a name for each of a million classes
-        copy = apply_to_collection(checkpoint, Tensor, _copy) | {KEY: record}
+        # What is Crossent's own never changes, and has a name for each of a million classes.
+        copy = {
+            name: part if name == KEY else apply_to_collection(part, Tensor, _copy) for name, part in checkpoint.items()
+        }
         self._writing = _Writing(lambda: _write(copy, Path(path), kept))
 
     def wait(self) -> None:
@@ -150,15 +152,15 @@ def _write(checkpoint: dict[str, Any], path: Path, kept: Kept | None) -> None:
             torch.save(checkpoint, sealed)  # type: ignore[arg-type]  # write and flush are all that it calls
             sealed.seal()
         if kept is not None and kept.step is not None and kept.newest > 1:
-            rename_kept(path, kept.step)
+            _keep(path, kept.step)
     if kept is not None:
         _forget(path, checkpoint["global_step"], kept.newest)
 
 
-def rename_kept(path: Path, step: int) -> None:
+def _keep(path: Path, step: int) -> None:
     """Gives a checkpoint that is to be replaced the name under which it is kept; it has both until then."""
     name = runs.step_checkpoint(path.parent, step)
-    second = path.with_name(f".{name.name}.part")
+    second = path.with_name(f".{name.name}{PART}")
     second.unlink(missing_ok=True)
     try:
         os.link(path, second)

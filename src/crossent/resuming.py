@@ -91,13 +91,12 @@ class Origin:
 
         Later ones are left behind, as the later points of the curves are.
         """
-        folder = directory / runs.CHECKPOINTS
-        last = folder / runs.LAST_CHECKPOINT
+        last = runs.StoredRun(directory).last
         if self.lost_best is not None and self.lost_best.exists():
             self.lost_best.rename(self.lost_best.with_suffix(".damaged"))
         if self.checkpoint is None or self.checkpoint == last:
             return self
-        later = [path for path, step in runs.step_checkpoints(folder) if step > self.step]
+        later = [path for path, step in runs.step_checkpoints(last.parent) if step > self.step]
         if last.exists() and (checkpoints.steps(last) or 0) > self.step:
             later.insert(0, last)
         if later:
@@ -105,7 +104,7 @@ class Origin:
         with whole(last) as part:
             # Its time is new: by that a best one that is newer is told from one that was left behind.
             shutil.copyfile(self.checkpoint, part)
-        for path, step in runs.step_checkpoints(folder):
+        for path, step in runs.step_checkpoints(last.parent):
             if step >= self.step:
                 path.unlink()
         return replace(self, checkpoint=last)
@@ -130,9 +129,7 @@ def find(run: runs.StoredRun) -> Origin:
         if not _lacks_best(found, best):
             return Origin(run.checkpoint, run.checkpoint, found)
         said = f"{without}; what is best counts from here on"
-        return Origin(
-            run.checkpoint, run.checkpoint, found, (said,), run.directory / runs.CHECKPOINTS / runs.BEST_CHECKPOINT
-        )
+        return Origin(run.checkpoint, run.checkpoint, found, (said,), run.best)
     passed_over: list[str] = []
     for path in _newest_first(run, best):
         try:
@@ -143,7 +140,7 @@ def find(run: runs.StoredRun) -> Origin:
         if not _lacks_best(found, best):
             return Origin(path, path, found, tuple(passed_over))
         passed_over.append(f"{shown(path)} needs the best weights so far, but {without}")
-    if best is None and (run.directory / runs.CHECKPOINTS / runs.BEST_CHECKPOINT).exists():
+    if best is None and run.best.exists():
         passed_over.append(without)
     return Origin(passed_over=tuple(passed_over))
 
@@ -151,32 +148,31 @@ def find(run: runs.StoredRun) -> Origin:
 def newest_step(directory: Path) -> int | None:
     """The step of the newest checkpoint that a run has, damaged ones apart; None: it has none."""
     run = runs.StoredRun(directory)
-    paths = [*run.checkpoints, directory / runs.CHECKPOINTS / runs.BEST_CHECKPOINT]
-    found = [step for path in paths if path.exists() and (step := checkpoints.steps(path)) is not None]
+    found = [
+        step for path in (*run.checkpoints, run.best) if path.exists() and (step := checkpoints.steps(path)) is not None
+    ]
     return max(found, default=None)
 
 
 def _best(run: runs.StoredRun) -> tuple[int | None, str]:
     """The step of the run's best weights, or None and what is wrong with them."""
-    path = run.directory / runs.CHECKPOINTS / runs.BEST_CHECKPOINT
-    if not path.exists():
-        return None, f"{shown(path)} is missing"
+    if not run.best.exists():
+        return None, f"{shown(run.best)} is missing"
     try:
-        checkpoints.check(path)
+        checkpoints.check(run.best)
     except NotWholeError as error:
-        return None, f"{shown(path)} {error}"
-    step = checkpoints.steps(path)
-    return step, f"{shown(path)} is of step {step}"
+        return None, f"{shown(run.best)} {error}"
+    step = checkpoints.steps(run.best)
+    return step, f"{shown(run.best)} is of step {step}"
 
 
 def _newest_first(run: runs.StoredRun, best: int | None) -> list[Path]:
     """The run's checkpoints; among them that of the best weights, unless the run has gone back behind it."""
-    path = run.directory / runs.CHECKPOINTS / runs.BEST_CHECKPOINT
     found = [(checkpoints.steps(each), each) for each in run.checkpoints]
-    last = run.directory / runs.CHECKPOINTS / runs.LAST_CHECKPOINT
-    known = next((step for step, each in found if each == last), None)
-    if best is not None and (known is None or best <= known or path.stat().st_mtime_ns > last.stat().st_mtime_ns):
-        found.append((best, path))
+    known = next((step for step, each in found if each == run.last), None)
+    behind = known is None or best is None or best <= known
+    if best is not None and (behind or run.best.stat().st_mtime_ns > run.last.stat().st_mtime_ns):
+        found.append((best, run.best))
     # A last one that does not say its step comes first all the same, to be spoken of.
     return [each for _, each in sorted(found, key=lambda each: -math.inf if each[0] is None else -each[0])]
 

@@ -31,17 +31,24 @@ class StoredRun:
     checkpoint: Path | None = None
 
     @property
+    def last(self) -> Path:
+        """Where the last checkpoint is, if it is there."""
+        return self.directory / CHECKPOINTS / LAST_CHECKPOINT
+
+    @property
+    def best(self) -> Path:
+        """Where the checkpoint of the best weights is, if it is there."""
+        return self.directory / CHECKPOINTS / BEST_CHECKPOINT
+
+    @property
     def checkpoints(self) -> list[Path]:
-        """The checkpoints to go on from, if they are whole, the newest first."""
-        folder = self.directory / CHECKPOINTS
-        last = folder / LAST_CHECKPOINT
-        return [last] * last.exists() + [path for path, _ in step_checkpoints(folder)]
+        """The last checkpoint and those before it, the newest first, whole or not."""
+        return [self.last] * self.last.exists() + [path for path, _ in step_checkpoints(self.last.parent)]
 
     @property
     def best_checkpoint(self) -> Path | None:
         """The checkpoint to predict with: the one asked for, else the best one, else the newest one, else none."""
-        best = self.directory / CHECKPOINTS / BEST_CHECKPOINT
-        return self.checkpoint or (best if best.exists() else next(iter(self.checkpoints), None))
+        return self.checkpoint or (self.best if self.best.exists() else next(iter(self.checkpoints), None))
 
     def config(self, key: str) -> dict[str, Any]:
         """The configuration that the run stored.

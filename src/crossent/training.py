@@ -193,15 +193,15 @@ def _calibrate(run: _Run) -> None:
     """Fits the temperature of the best weights and of the last ones, stores it with them, and records its effect."""
     batches = run.data.val_dataloader()
     assert not isinstance(batches, list)  # the configuration has seen that there are validation rows
-    folder = run.directory / runs.CHECKPOINTS
-    paths = [folder / name for name in (runs.BEST_CHECKPOINT, runs.LAST_CHECKPOINT) if (folder / name).exists()]
+    stored = runs.StoredRun(run.directory)
+    paths = [path for path in (stored.best, stored.last) if path.exists()]
     steps, metrics = calibrate(paths, run.classifier.head, batches, run.classifier.loss.ignore_index)
     run.classifier.record_metrics("val", steps, metrics)
 
 
 def _test(run: _Run) -> None:
     """Tests the best weights where there is a val split to tell them, else the last."""
-    best = run.directory / runs.CHECKPOINTS / runs.BEST_CHECKPOINT
+    best = runs.StoredRun(run.directory).best
     path = best if best.exists() else None
     run.trainer.test(
         run.classifier, datamodule=run.data, ckpt_path=path, weights_only=True if path else None, verbose=False

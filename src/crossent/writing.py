@@ -13,7 +13,8 @@ from pathlib import Path
 from crossent.console import shown
 from crossent.errors import CannotWriteError
 
-_PART = ".part"  # ends the names of files that are not whole yet
+#: Ends the hidden names of files that are not whole yet, which `clear_parts` removes.
+PART = ".part"
 
 
 @contextlib.contextmanager
@@ -96,7 +97,7 @@ def sync(path: Path) -> None:
 
 def clear_parts(directory: Path) -> None:
     """Removes what a process that was killed has left in a folder of files that it had not finished."""
-    for part in directory.glob(f".*{_PART}"):
+    for part in directory.glob(f".*{PART}"):
         with contextlib.suppress(OSError):
             shutil.rmtree(part) if part.is_dir() else part.unlink()
 
@@ -116,7 +117,7 @@ def cannot_write(path: Path, error: OSError, key: str | None = None) -> CannotWr
 def _beside(path: Path, key: str | None) -> Iterator[Path]:
     """Gives a hidden name beside a path; what is there is gone when it fails, and so are folders made for it."""
     made: list[Path] = []
-    part = path.with_name(f".{path.name}.{secrets.token_hex(3)}{_PART}")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(3)}{PART}")
     try:
         for folder in [*reversed(path.parent.parents), path.parent]:
             if not folder.exists():

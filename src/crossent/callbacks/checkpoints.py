@@ -105,7 +105,6 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
         self._due = False  # once the validation has ended
         self._stop = StopRequest()
-        self._stopping = False
         self._random: list[dict[str, Any]] = []  # the states of the checkpoint to go on from, one a rank
 
     @override
@@ -187,15 +186,14 @@ class LastCheckpoint(Checkpoint):
         return by_steps or (self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds)
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        """Writes the state, of which the run can stop if it has been asked to."""
-        self._stopping = bool(self._stop)
+        """Writes the state, from which the run can go on."""
         _save(trainer, self._path, Kept(self._saved_step if self._saved_step != self._step else None, self._keep))
         self._due = False
         self._saved_step = self._step
         self._saved_at = time.monotonic()
 
     def _stop_if_asked(self) -> None:
-        if self._stopping and self._stop.number is not None:
+        if self._stop.number is not None and self._saved_step == self._step:
             self._files.wait()
             raise Stopped(self._stop.number)
 
