@@ -1,5 +1,6 @@
 """Runs of the command, in this process and in processes of their own, and ways to look at what they leave."""
 
+import functools
 import gc
 import json
 import logging
@@ -8,6 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +24,8 @@ from crossent import cli
 from crossent.classifier import SoftmaxClassifier
 from crossent.evaluate import command as evaluate_command
 from crossent.predict import command as predict_command
+from crossent.processes import launcher
+from crossent.train import _task as task
 from crossent.train import command
 from crossent.training import train as train_task
 
@@ -121,6 +125,30 @@ def train(invoke: Callable[..., Run]) -> Train:
 
 
 @pytest.fixture
+def start(invoke: Callable[..., Run]) -> Train:
+    """Runs crossent-train as it is typed, with processes of their own where several share the rows."""
+    silence_ranks()
+    return partial(invoke, command(task))
+
+
+@functools.cache
+def silence_ranks() -> None:
+    """Lets the console of ranks that are started here go nowhere; it would be in the way of pytest's own.
+
+    Nor is their coverage measured, which would slow them down; that of ranks in the tests of whole commands is.
+    """
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("COVERAGE")]:
+            patch.delenv(name)
+        launcher.context()
+    os.dup2(kept, 1)
+    for descriptor in (kept, nowhere):
+        os.close(descriptor)
+
+
+@pytest.fixture
 def predict(invoke: Callable[..., Run]) -> Train:
     """Runs crossent-predict."""
     return partial(invoke, predict_command())
@@ -147,6 +175,19 @@ def command_in_process_of_its_own(workplace: Path) -> Callable[..., subprocess.C
         )
 
     return run
+
+
+def unmeasured() -> dict[str, str]:
+    """The environment for processes that take twice as long where their coverage is measured."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+
+
+def wait_until(happened: Callable[[], object], seconds: float = 60) -> None:
+    """Waits for something that another process does."""
+    until = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < until, f"it has not happened within {seconds:g} seconds"
+        time.sleep(0.01)
 
 
 def assert_same_state(one: Any, other: Any, where: str = "") -> None:

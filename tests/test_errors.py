@@ -71,7 +71,7 @@ MISTAKES = [
     ("trainer.strategy=ddp", ["trainer.strategy", "accelerator=<name>"]),
     ("trainer.default_root_dir=x", ["trainer.default_root_dir", "hydra.run.dir"]),
     ("trainer.max_time=1h", ["trainer.max_time=1h", "DD:HH:MM:SS"]),
-    ("accelerator.devices=2", ["accelerator.devices=2", "expected 1"]),
+    ("accelerator.devices=2", ["accelerator.devices=2", "accelerator=auto takes one", "accelerator=ddp_cpu"]),
     ("accelerator=mps", ["accelerator=mps", "accelerator=auto"]),
     ("seed=-1", ["seed=-1", "an integer >= 0 and <= 4294967295"]),
     ("seed=null", ["seed=null", "an integer"]),

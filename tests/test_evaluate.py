@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import crossent
-from conftest import Run, Train, assert_answered_in_one_line, curves
+from conftest import Run, Train, assert_answered_in_one_line, curves, silence_ranks
 
 OURS = """
 import torch
@@ -367,7 +368,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("loss=binary", ["loss=binary", "2 classes"]),
     ("loss=focsl", ["loss=focsl", "did you mean 'focal'?"]),
     ("accelerator=gpu", ["accelerator=gpu", "no GPU"]),
-    ("accelerator=ddp", ["accelerator=ddp", "no such"]),
+    ("accelerator=ddp", ["accelerator=ddp", "this machine shows no GPU", "ddp_cpu"]),
     ("optimizer=sgd", ["optimizer", "no such group"]),
     ("trainer.max_steps=5", ["trainer.max_steps", "no such key"]),
     ("run=nowhere", ["run=nowhere", "no such file or directory"]),
@@ -450,3 +451,21 @@ def test_the_configuration_comes_from_the_checkpoint_and_not_from_beside_it(trai
     evaluate("output=evaluation")
 
     assert evaluation()["rows"] == 30
+
+
+def test_several_processes_find_what_one_does(train: Train, evaluate: Train, workplace: Path) -> None:
+    train("data=digits", "data.test_fraction=0.2", "trainer.max_steps=30", "calibration=temperature")
+    silence_ranks()
+    shared = partial(evaluate, "accelerator=ddp_cpu", "accelerator.precision=64-true")
+
+    alone = evaluate("output=alone", "accelerator=cpu", "accelerator.precision=64-true")
+    together = shared("output=together", "accelerator.devices=3")
+    again = shared("output=together", "accelerator.devices=3")
+
+    assert (alone.code, together.code) == (0, 0), together.err
+    one, other = (json.loads((workplace / name / "metrics.json").read_text()) for name in ("alone", "together"))
+    for name in one.keys() - {"seconds", "checkpoint"}:
+        assert other[name] == pytest.approx(one[name], rel=1e-12), name
+    for name in ("classes.csv", "confusion_matrix.png", "reliability.png"):
+        assert (workplace / "alone" / name).read_bytes() == (workplace / "together" / name).read_bytes()
+    assert_answered_in_one_line(again, ["output=together: has metrics.json"])

@@ -135,6 +135,17 @@ def test_a_run_goes_on_from_an_earlier_checkpoint_when_asked(train: Train) -> No
     assert again.curves == before
 
 
+def test_the_hint_names_a_choice_as_one_types_it(train: Train, start: Train) -> None:
+    start("data=iris", "data.batch_size=32", "accelerator=ddp_cpu", "trainer.max_steps=5")
+    stopped = stop_after(7, train, "resume=latest", "accelerator=cpu", "accelerator.threads=1", "trainer.max_steps=9")
+    hint = stopped.err.split("crossent-train ")[1].split()
+
+    resumed = train(*hint)
+
+    assert hint[1:] == ["accelerator=cpu", "accelerator.threads=1", "trainer.max_steps=9"]
+    assert (resumed.code, resumed.metrics["steps"]) == (0, 9)
+
+
 def test_an_interrupted_extension_says_how_to_go_on_with_it(train: Train) -> None:
     whole = train(*MINI_BATCHES, "trainer.max_steps=40")
     train(*MINI_BATCHES, "trainer.max_steps=20")

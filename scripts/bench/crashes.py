@@ -5,10 +5,12 @@ before its first checkpoint, and then in turns while a checkpoint is being writt
 runs have to agree in every bit of weights, optimiser, random number generators and place in the data, and in every
 point of every curve, as EventAccumulator and the two servers of TensorBoard read them. Exits with 1 if one does not.
 
-    python scripts/bench/crashes.py [--kills 100] [--seed 0] [--at-a-time 2] [--fork] [--json FILE]
+    python scripts/bench/crashes.py [--kills 100] [--seed 0] [--at-a-time 2] [--fork] [--ranks 1] [--json FILE]
 
 With --fork, runs are processes split off from one that has imported everything, one at a time. They start in a tenth of
 a second, so that more of the kills hit what is Crossent's own.
+
+With --ranks 2, two processes share every run, and what is killed is one of them or the one that watches them.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import multiprocessing
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +37,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
 import torch
+from measuring import descendants
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 KILLS_A_RUN = 5
@@ -132,9 +136,12 @@ class Training:
         seconds: of training.
     """
 
-    def __init__(self, setting: str, directory: Path, *, fork: bool) -> None:
+    def __init__(self, setting: str, directory: Path, *, fork: bool, ranks: int) -> None:
         self.directory = directory
         self._overrides = SETTINGS[setting]
+        if ranks > 1:
+            self._overrides = [*self._overrides, "accelerator=ddp_cpu", f"accelerator.devices={ranks}"]
+        self._ranks = ranks
         self._checkpoints = directory / "checkpoints"
         self._fork = fork
         self.first = self.seconds = 0.0
@@ -183,7 +190,11 @@ class Training:
             before = self._events()
             self._wait(running, lambda: self._events() > before)
             self._spend(draw.uniform(0, self.seconds / 2))
-        running.kill()
+        if self._ranks > 1:
+            assert isinstance(running, subprocess.Popen)
+            kill_one(running, self._ranks, draw)
+        else:
+            running.kill()
         if running.wait() == 0:
             return None
         if not self._has_checkpoint():
@@ -207,6 +218,18 @@ class Training:
 
     def _has_checkpoint(self) -> bool:
         return any(self._checkpoints.glob("*.ckpt"))
+
+
+def kill_one(running: "subprocess.Popen[bytes]", ranks: int, draw: random.Random) -> None:
+    """Kills a rank or the process that watches them, and waits until all of them are gone."""
+    family = [running.pid, *descendants(running.pid)]
+    trained = [pid for pid in family if Path(f"/proc/{pid}").exists() and os.getsid(pid) == pid]  # as ranks have it
+    victims = [running.pid, *sorted(trained)[:ranks]]
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(victims[draw.randrange(len(victims))], signal.SIGKILL)
+    running.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in family):
+        time.sleep(0.01)
 
 
 def attack(training: Training, whole: Training, kills: int, seed: int) -> Result:
@@ -344,10 +367,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-a-time", type=int, default=2, help="runs")
     parser.add_argument("--fork", action="store_true", help="split runs off from this process, one at a time")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share a run")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--keep", type=Path, help="leave the runs in this folder")
     parser.add_argument("--json", type=Path, help="also write the counts here")
     options = parser.parse_args()
+    if options.fork and options.ranks > 1:
+        parser.error("--fork: one process a run")
     with contextlib.ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
@@ -358,7 +384,7 @@ def main() -> int:
         else:
             each = stack.enter_context(ThreadPoolExecutor(options.at_a_time)).map
         trainings = [
-            Training(setting, folder / f"whole_{index}", fork=options.fork)
+            Training(setting, folder / f"whole_{index}", fork=options.fork, ranks=options.ranks)
             for index, setting in enumerate(options.settings)
         ]
         whole = dict(zip(options.settings, each(Training.finish, trainings), strict=True))
@@ -371,7 +397,9 @@ def main() -> int:
                 setting = options.settings[index % len(options.settings)]
                 plans.append((setting, folder / f"killed_{index}", kills, options.seed * 1000 + index))
             results += each(
-                lambda plan: attack(Training(*plan[:2], fork=options.fork), whole[plan[0]], *plan[2:]),
+                lambda plan: attack(
+                    Training(*plan[:2], fork=options.fork, ranks=options.ranks), whole[plan[0]], *plan[2:]
+                ),
                 plans[begun:],
             )
         readers = {"data server": served(folder, fast=True), "server itself": served(folder, fast=False)}

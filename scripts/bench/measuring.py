@@ -51,6 +51,14 @@ def watched(command: Sequence[str], folder: Path) -> tuple[float, int, str]:
     return time.perf_counter() - started, peak, said
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    with contextlib.suppress(OSError):  # it has ended
+        children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return [each for child in children for each in (child, *descendants(child))]
+    return []
+
+
 def anonymous(pid: int) -> int:
     """Bytes of anonymous memory that a process has; 0 when it has ended."""
     with contextlib.suppress(OSError):

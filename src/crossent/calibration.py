@@ -7,6 +7,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from crossent.checkpoints import KEY
 from crossent.data.loader import Batch
 from crossent.head import Head
 from crossent.metrics import CALIBRATED, Evaluation
+from crossent.processes import together
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ def calibrate(
 ) -> tuple[int, dict[str, float]]:
     """Fits the temperature of each checkpoint's weights, and stores it there; None where the rows do not tell one.
 
+    Where several ranks share the rows, the first of them alone reads and writes the checkpoints.
+
     Args:
         paths: of the checkpoints of a run.
         head: of the run, whatever its weights.
@@ -56,13 +60,20 @@ def calibrate(
     """
     found: dict[int, tuple[float | None, dict[str, float]]] = {}  # by steps, after which the weights are the same
     for path in paths:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        steps = int(stored["global_step"])
+        steps, weights = together.from_first(partial(_weights, path))
         if steps not in found:
-            found[steps] = _calibrated(stored["state_dict"], head, batches, ignored, path.name)
-        stored[KEY]["temperature"] = found[steps][0]
-        checkpoint_io.save(stored, path)
+            found[steps] = _calibrated(weights, head, batches, ignored, path.name)
+        if together.is_first():
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+            stored[KEY]["temperature"] = found[steps][0]
+            checkpoint_io.save(stored, path)
     return next(((steps, metrics) for steps, (_, metrics) in found.items()), (0, {}))
+
+
+def _weights(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """The steps that a checkpoint's weights have had, and those of them that are the head's."""
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    return int(stored["global_step"]), {key: each for key, each in stored["state_dict"].items() if "head." in key}
 
 
 def _calibrated(
@@ -158,8 +169,7 @@ def _derivatives(logits: Callable[[], Iterable[Logits]], ignored: int, inverse: 
         weight = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
         if weights is not None:
             weight = weights[counts].double()
-        largest = rows.amax(dim=1, keepdim=True)
-        rows = rows - largest
+        rows = rows - rows.amax(dim=1, keepdim=True)
         logit = rows.gather(1, own).squeeze(1)
         all_right &= bool((logit == 0).all())
         probabilities = (rows * inverse).softmax(dim=1)
@@ -167,5 +177,6 @@ def _derivatives(logits: Callable[[], Iterable[Logits]], ignored: int, inverse: 
         variance = (probabilities * (rows - mean.unsqueeze(1)).square()).sum(dim=1)
         terms = torch.stack([mean - logit, variance, rows.mean(dim=1) - logit, torch.ones_like(logit)])
         sums += terms @ weight
+    sums, all_right = together.total(sums), not together.any_of(not all_right)[0]
     slope, curvature, at_zero = (sums[:3] / sums[3].clamp(min=1e-300)).tolist()
     return _Derivatives(slope, curvature, at_zero, all_right)

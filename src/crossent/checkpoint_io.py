@@ -17,7 +17,8 @@ from typing_extensions import override
 
 from crossent import runs
 from crossent.checkpoints import KEY
-from crossent.seal import SealedFile
+from crossent.processes import together
+from crossent.seal import SealedFile, seal_of
 from crossent.writing import PART, whole
 
 # State of fewer bytes is written at once: a copy and a thread for it would cost as much as they spare.
@@ -99,10 +100,19 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Reads a checkpoint; see `torch.load`."""
+        """Reads a checkpoint; see `torch.load`.
+
+        Ranks that do not see the first one's file, on other machines, are sent what it holds.
+        """
         self.wait()
-        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=weights_only)
-        return loaded
+
+        def load() -> dict[str, Any]:
+            loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=weights_only)
+            return loaded
+
+        first = together.from_first(lambda: seal_of(Path(path)))
+        here = Path(path).exists() and seal_of(Path(path)) == first
+        return together.from_first(load) if together.any_of(not here)[0] else load()
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:

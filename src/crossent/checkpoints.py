@@ -174,6 +174,13 @@ def steps(path: Path) -> int | None:
     return None
 
 
+def newest_step(directory: Path) -> int | None:
+    """The step of the newest checkpoint that a run has, damaged ones apart; None: it has none."""
+    run = runs.StoredRun(directory)
+    found = [step for path in (*run.checkpoints, run.best) if path.exists() and (step := steps(path)) is not None]
+    return max(found, default=None)
+
+
 def _path(run: runs.StoredRun, key: str) -> Path:
     path = run.best_checkpoint
     if path is None:

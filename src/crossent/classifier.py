@@ -19,6 +19,7 @@ from crossent.losses import Cost, Loss
 from crossent.metrics import Evaluation
 from crossent.open_step import OpenStep
 from crossent.optim import OptimizerFactory, SchedulerFactory
+from crossent.processes import together
 
 
 class SoftmaxClassifier(lightning.LightningModule):
@@ -53,8 +54,9 @@ class SoftmaxClassifier(lightning.LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._record = dict(record or {})
-        self._step = OpenStep(check=self._check_gradient)
+        self.open_step = OpenStep(check=self._check_step, regularize=self._regularize)
         self._loaded_steps: int | None = None
+        self._first_bad: tuple[Batch, str] | None = None  # validation batch, whose cost is no number
         self.evaluation = Evaluation(head.classes, loss.ignore_index)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -79,10 +81,12 @@ class SoftmaxClassifier(lightning.LightningModule):
         accumulated: int = self.trainer.accumulate_grad_batches
         last = accumulated == 1 or not self.trainer.fit_loop._should_accumulate()
         cost = self._cost(batch)
-        self._step.place = batch, batch_idx
-        if self._step.is_first and not math.isfinite(cost.mean.item()):
+        self.open_step.place = batch, batch_idx
+        if together.ranks() > 1:
+            return self.open_step.share(cost, self._penalty(), batch.global_rows, accumulated)
+        if self.open_step.is_first and not math.isfinite(cost.mean.item()):
             raise self._diverged(f"the cost is {cost.mean.item()}")
-        return self._step.add(cost, self._penalty(), self.parameters, accumulated, last=last)
+        return self.open_step.add(cost, self._penalty(), self.parameters, accumulated, last=last)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -90,12 +94,12 @@ class SoftmaxClassifier(lightning.LightningModule):
         """Takes the step and records its cost, ahead of any callback that may write a checkpoint of it."""
         taken: int = self.trainer.global_step
         assert optimizer_closure is not None
-        self._step.evaluate = optimizer_closure
-        super().optimizer_step(epoch, batch_idx, optimizer, self._step)
+        self.open_step.evaluate, self.open_step.parameters = optimizer_closure, list(self.parameters())
+        super().optimizer_step(epoch, batch_idx, optimizer, self.open_step)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
         if every and taken % every == 0:  # 0 in Lightning's barebones mode
-            self.record_metrics("train", taken, self._step.metrics())
-        self._step.clear()
+            self.record_metrics("train", taken, self.open_step.metrics())
+        self.open_step.clear()
         if self._is_last(taken):
             # Has Lightning validate the final weights, whatever the interval; there is no minimum left to wait for.
             self.trainer.should_stop = True
@@ -110,9 +114,8 @@ class SoftmaxClassifier(lightning.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
         cost = self._evaluate(batch)
-        if self.trainer.state.fn == "fit" and not math.isfinite(cost.mean.item()):  # nothing would be best any more
-            place = f"step {self.trainer.global_step} (batch {batch_idx} of the val rows)"
-            raise diverged(f"the cost is {cost.mean.item()}", place, self.head, self.loss, batch, self._lr())
+        if self._first_bad is None and not math.isfinite(cost.mean.item()):
+            self._first_bad = batch, f"batch {batch_idx} of the val rows"
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test metrics."""
@@ -121,6 +124,11 @@ class SoftmaxClassifier(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Records the validation metrics, and tells them to the callbacks that watch them."""
         metrics = self._evaluated("val")
+        bad, self._first_bad = self._first_bad, None
+        if self.trainer.state.fn == "fit" and not math.isfinite(metrics["cost"]):  # nothing would be best any more
+            batch, where = bad or (Batch.empty(self.head.weight), "the val rows of another rank")
+            place = f"step {self.trainer.global_step} ({where})"
+            raise diverged(f"the cost is {metrics['cost']}", place, self.head, self.loss, batch, self._lr())
         if not self.trainer.barebones:
             self.log_dict({f"val/{name}": value for name, value in metrics.items()}, logger=False)
 
@@ -149,11 +157,14 @@ class SoftmaxClassifier(lightning.LightningModule):
         else:
             super().__setattr__(name, value)
 
-    def _check_gradient(self) -> None:
+    def _check_step(self) -> None:
         """Stops before an update that would make the weights NaN, which tell no more what has happened.
 
-        On the CPU alone: elsewhere the answer would have to be waited for, and scaled gradients may be infinite.
+        The gradient is looked at on the CPU alone: elsewhere the answer would have to be waited for, and scaled
+        gradients may be infinite.
         """
+        if not math.isfinite(self.open_step.shared_cost):
+            raise self._diverged(f"the cost is {self.open_step.shared_cost}")
         for name, parameter in self.named_parameters():
             gradient = parameter.grad
             if gradient is None or gradient.device.type != "cpu" or math.isfinite(gradient.sum(dtype=torch.float64)):
@@ -176,8 +187,8 @@ class SoftmaxClassifier(lightning.LightningModule):
         return lr
 
     def _diverged(self, what: str) -> DivergedError:
-        assert self._step.place is not None
-        batch, index = self._step.place
+        assert self.open_step.place is not None
+        batch, index = self.open_step.place
         place = f"step {self.trainer.global_step} (batch {index} of epoch {self.trainer.current_epoch})"
         return diverged(what, place, self.head, self.loss, batch, self._lr())
 
@@ -201,6 +212,14 @@ class SoftmaxClassifier(lightning.LightningModule):
 
     def _penalty(self) -> Tensor | None:
         return self.l2 / 2 * self.head.weight.square().sum() if self.l2 else None
+
+    def _regularize(self) -> None:
+        """Adds the penalty's gradient, where the objective to differentiate had none of it."""
+        gradient = self.head.weight.grad
+        if self.l2 and gradient is not None:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            scale = 1.0 if scaler is None else scaler.get_scale()  # of a run in 16 bits
+            gradient.add_(self.head.weight.detach(), alpha=self.l2 * scale)
 
     def _evaluate(self, batch: Batch) -> Cost:
         head, features = self.head, self._features(batch)

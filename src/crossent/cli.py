@@ -7,7 +7,6 @@ torch.
 
 import argparse
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from crossent import __version__, composing, runs, starting
 from crossent.checking import check, did_you_mean
 from crossent.console import fall_silent
-from crossent.errors import UserError
+from crossent.errors import Fault, UserError, about_a_file
 from crossent.stopping import Stopped
 
 Config = TypeVar("Config", bound=Struct)
@@ -48,6 +47,9 @@ class Command(Generic[Config]):
             values, and the run directory.
         trains: whether every call is a run with a directory of its own, which can be swept, repeated and resumed.
         evaluates: whether it starts from what the checkpoint of ``run=`` has stored of data and loss.
+        follow: does the work of a process that has been started to follow another one, and returns its exit code;
+            None: this process has not.
+        finish: lets those go that follow this one, given its exit code.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Command(Generic[Config]):
     task: Callable[[Config, dict[str, Any], Path], object]
     trains: bool = False
     evaluates: bool = False
+    follow: Callable[[], int | None] = lambda: None
+    finish: Callable[[int], object] = lambda code: None
 
 
 def run(command: Command[Any], arguments: list[str] | None = None) -> int:
@@ -71,15 +75,33 @@ def run(command: Command[Any], arguments: list[str] | None = None) -> int:
     Raises:
         Stopped: it was told to end at once; the process has to end without waiting for anything.
     """
+    code = 1
     try:
+        code = _answered(command, arguments)
+    except SystemExit as end:  # of argparse, after --version
+        code = int(end.code or 0)
+        raise
+    finally:
+        command.finish(code)
+    return code
+
+
+def _answered(command: Command[Any], arguments: list[str] | None) -> int:
+    try:
+        code = command.follow()
+        if code is not None:
+            return code
         failures = _run(command, arguments)
     except UserError as error:
         failures = [error]
+    except Fault as fault:
+        print(fault, file=sys.stderr)
+        return 1
     except BrokenPipeError:  # crossent-train --help | head
         fall_silent()
         return 0
     except OSError as error:
-        failures = [_about_a_file(error)]
+        failures = [about_a_file(error)]
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -186,7 +208,9 @@ def _run_jobs(hydra: Hydra, command: Command[Any], request: starting.Request, co
             fall_silent()
             return None
         except (UserError, OSError) as error:
-            reason = error if isinstance(error, UserError) else _about_a_file(error)
+            reason = error if isinstance(error, UserError) else about_a_file(error)
+            if command.trains:
+                _discard_if_not_begun(Path(HydraConfig.get().runtime.output_dir))
             running = HydraConfig.get().job
             job = f"job {running.num} ({running.override_dirname}): " if sweeps else ""
             failure = UserError(f"{job}{reason}")
@@ -206,22 +230,18 @@ def _run_jobs(hydra: Hydra, command: Command[Any], request: starting.Request, co
         try:
             done = run_job(job, composed, job_dir_key="hydra.run.dir", job_subdir_key=None, hydra_context=context)
         except BaseException:  # a signal, for one
-            directory = Path(composed.hydra.run.dir)
-            if command.trains and not (directory / runs.CONFIG).exists():  # there is only what Hydra has made
-                runs.discard(directory.absolute())
+            if command.trains:
+                _discard_if_not_begun(Path(composed.hydra.run.dir).absolute())
             raise
         callbacks.on_run_end(config=composed, config_name=request.config_name, job_return=done)
         returned = [done]
     return [each.return_value for each in returned if isinstance(each.return_value, UserError)]
 
 
-def _about_a_file(error: OSError) -> UserError:
-    """What the system has to say of a file, for the user; other errors of the system are raised."""
-    if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        raise error
-    reason = UserError(f"{error.filename or 'a file of the run cannot be written'}: {error.strerror}")
-    reason.__cause__ = error
-    return reason
+def _discard_if_not_begun(directory: Path) -> None:
+    """Takes a run directory away in which there is only what Hydra has made."""
+    if not (directory / runs.CONFIG).exists():
+        runs.discard(directory)
 
 
 def _grid(hydra: Hydra, master: DictConfig) -> list[list[str]]:

@@ -73,17 +73,18 @@ def fall_silent() -> None:
 
 
 @contextlib.contextmanager
-def progress(doing: str, what: str) -> Iterator[Callable[[int, float | None], None]]:
+def progress(doing: str, what: str, *, shown: bool = True) -> Iterator[Callable[[int, float | None], None]]:
     """Shows a bar while something is done, where the output is a terminal.
 
     Args:
         doing: what is done.
         what: is counted.
+        shown: whether it is this process that shows it.
 
     Yields:
         To be called with the count so far, and the share of the whole, from 0 to 1, or None where nobody knows.
     """
-    if sys.stdout is None or not sys.stdout.isatty():
+    if not shown or sys.stdout is None or not sys.stdout.isatty():
         yield lambda count, share: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -11,14 +11,19 @@ def check(name: str) -> None:
     Raises:
         UserError: what to choose instead.
     """
-    if name == "gpu" and not torch.cuda.is_available():
-        raise UserError("accelerator=gpu: this machine shows no GPU; accelerator=auto takes what there is")
+    if name in ("gpu", "ddp") and not torch.cuda.is_available():
+        instead = "auto takes what there is" if name == "gpu" else "ddp_cpu shares the rows among processes on the CPU"
+        raise UserError(f"accelerator={name}: this machine shows no GPU; accelerator={instead}")
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("accelerator=mps: this machine has no Apple GPU; accelerator=auto takes what there is")
 
 
-def choose(name: str) -> torch.device:
-    """The device that an accelerator stands for: ``auto``, ``cpu``, ``gpu`` or ``mps``.
+def choose(name: str, local_rank: int = 0) -> torch.device:
+    """The device that an accelerator stands for.
+
+    Args:
+        name: ``auto``, ``cpu``, ``gpu``, ``mps``, ``ddp`` or ``ddp_cpu``.
+        local_rank: of the process, where each of several takes a GPU.
 
     Raises:
         UserError: this machine does not have it.
@@ -26,4 +31,6 @@ def choose(name: str) -> torch.device:
     check(name)
     if name == "auto":
         name = "gpu" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device({"gpu": "cuda"}.get(name, name))
+    if name == "ddp":
+        return torch.device("cuda", local_rank)
+    return torch.device({"gpu": "cuda", "ddp_cpu": "cpu"}.get(name, name))

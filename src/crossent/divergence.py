@@ -10,6 +10,7 @@ from crossent.errors import UserError
 from crossent.head import Head
 from crossent.losses import Loss
 from crossent.losses.written_out import OneHot
+from crossent.processes import together
 
 _UNBOUNDED = 1e6  # logits that no sensible weights give
 
@@ -25,7 +26,7 @@ def grown(name: str, step: int, lr: float | None) -> DivergedError:
 
 @torch.no_grad()
 def diverged(what: str, place: str, head: Head, loss: Loss, batch: Batch, lr: float | None) -> DivergedError:
-    """Looks at the batch of a step for the reason.
+    """Looks at the batch of a step for the reason, or, where that is split, every rank at its part of it.
 
     Args:
         what: is NaN or infinite, with its value.
@@ -63,10 +64,11 @@ def _logits(head: Head, batch: Batch) -> tuple[float, float]:
     """The largest logit by size, and the largest gap between two of a row."""
     features = batch.features.to(head.weight.dtype)
     largest, spread = 0.0, 0.0
-    for rows in features.split(evaluation_rows(head.classes, features.shape[1])):
+    for rows in features.split(evaluation_rows(head.classes, features.shape[1])) if len(features) else ():
         logits = head(rows)
         largest = _larger(largest, logits.abs().max())
         spread = _larger(spread, (logits.amax(dim=1) - logits.amin(dim=1)).max())
+    largest, spread = together.largest(largest, spread)
     return largest, spread
 
 

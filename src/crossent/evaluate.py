@@ -18,11 +18,25 @@ def main(arguments: list[str] | None = None) -> None:
 def command() -> "cli.Command[EvaluateConfig]":
     """``crossent-evaluate``."""
     from crossent import cli, config
+    from crossent.processes import choosing
 
-    return cli.Command("evaluate", config.EvaluateConfig, _task, evaluates=True)
+    return cli.Command(
+        "evaluate",
+        config.EvaluateConfig,
+        _task,
+        evaluates=True,
+        follow=choosing.follow,
+        finish=choosing.finish,
+    )
 
 
 def _task(config: "EvaluateConfig", plain: dict[str, Any], directory: Path) -> object:
+    from crossent.processes import choosing
+    from crossent.processes.job import Job
+
+    world = choosing.wanted(config.accelerator)
+    if world.ranks > 1:
+        return choosing.run(Job("evaluate", plain, directory), world)
     with stopping.postponed():
         from crossent.evaluating import evaluate  # only now: a wrong override need not wait for it
 

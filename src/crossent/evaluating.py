@@ -25,6 +25,8 @@ from crossent.errors import UserError
 from crossent.head import of_all_classes
 from crossent.losses.base import IGNORED
 from crossent.metrics import Evaluation, PerClass, Reliability
+from crossent.processes import together
+from crossent.processes.world import ALONE, World
 from crossent.writing import whole_folder, write_json
 
 log = logging.getLogger(__name__)
@@ -35,12 +37,15 @@ _WORST_CLASSES = 20
 _FILES = (runs.METRICS, "classes.csv", "confusion_matrix.png", "reliability.png")
 
 
-def evaluate(chosen: config.EvaluateConfig, plain: dict[str, Any]) -> dict[str, float]:
+def evaluate(chosen: config.EvaluateConfig, plain: dict[str, Any], world: World = ALONE) -> dict[str, float]:
     """Evaluates, and writes metrics, a table of the classes, and pictures.
+
+    Every rank calls this, and the first of them alone reads the checkpoint and writes.
 
     Args:
         chosen: the configuration.
         plain: the same as plain values.
+        world: the processes that share the rows.
 
     Returns:
         Every metric under its tag.
@@ -51,25 +56,28 @@ def evaluate(chosen: config.EvaluateConfig, plain: dict[str, Any]) -> dict[str, 
     started = time.perf_counter()
     if chosen.accelerator.threads != "auto":
         torch.set_num_threads(chosen.accelerator.threads)
-    run = runs.find_trained(chosen.run, "run")
-    checkpoint = checkpoints.read(run, f"run={shown(Path(chosen.run))}")
-    folder = _output_folder(chosen, run)
-    model = _Model(checkpoint, _loss(chosen, checkpoint), chosen.accelerator)
-    rows = _rows(chosen, plain, checkpoint, model.ignored)
+    run = together.from_first(lambda: runs.find_trained(chosen.run, "run"))
+    checkpoint = together.from_first(lambda: checkpoints.read(run, f"run={shown(Path(chosen.run))}"))
+    folder = together.from_first(lambda: _output_folder(chosen, run))
+    model = together.agreed(lambda: _Model(checkpoint, _loss(chosen, checkpoint), chosen.accelerator, world))
+    rows = together.agreed(lambda: _rows(chosen, plain, checkpoint, model.ignored))
     log.info("run    %s, %d steps", shown(checkpoint.path), checkpoint.steps)
     log.info("rows   %s: %s, %s", _named(chosen), f"{len(rows.table):,}", rows.described)
     evaluation, confusion = model.evaluate(rows.table)
-    if not evaluation.scores.sums[-1]:
-        raise UserError(f"data: no {rows.split} row counts: all of them are ignored or have the weight 0")
     metrics = {f"{rows.split}/{name}": value for name, value in evaluation.metrics().items()}
-    names, classes = checkpoint.facts.classes, PerClass(*(each.cpu() for each in evaluation.scores.per_class))
+    scores, calibrated = evaluation.scores.of_all_ranks(), evaluation.calibrated.of_all_ranks()
+    if not scores.sums[-1]:
+        raise UserError(f"data: no {rows.split} row counts: all of them are ignored or have the weight 0")
+    if not world.is_first:
+        return metrics
+    names, classes = checkpoint.facts.classes, PerClass(*(each.cpu() for each in scores.per_class))
     with whole_folder(folder, "output", _old_events(folder)) as part:
         plots.save_confusion(
             part / "confusion_matrix.png", confusion.names(names), confusion.shares, confusion.counts, of=len(names)
         )
-        curves = {"predictions": evaluation.scores.reliability}
+        curves = {"predictions": scores.reliability}
         if checkpoint.temperature is not None:
-            curves = {"calibrated": evaluation.calibrated.reliability, "before": evaluation.scores.reliability}
+            curves = {"calibrated": calibrated.reliability, "before": scores.reliability}
         plots.save_reliability(
             part / "reliability.png", {name: Reliability(*(e.cpu() for e in each)) for name, each in curves.items()}
         )
@@ -160,6 +168,7 @@ class _Model:
         checkpoint: that has them.
         loss: whose cost is wanted; None: none is.
         accelerator: which device, and in which precision.
+        world: the processes that share the rows.
     """
 
     def __init__(
@@ -167,9 +176,11 @@ class _Model:
         checkpoint: checkpoints.Checkpoint,
         loss: losses.Loss | None,
         accelerator: config.AnyEvaluationAccelerator,
+        world: World,
     ) -> None:
         facts = checkpoint.facts
-        self._device = devices.choose(str(accelerator.__struct_config__.tag))
+        self._world = world
+        self._device = devices.choose(str(accelerator.__struct_config__.tag), world.local_rank)
         self._facts: DataFacts = facts
         weight = torch.from_numpy(checkpoint.weight)
         dtype = torch.float64 if accelerator.precision == "64-true" else torch.float32
@@ -194,7 +205,7 @@ class _Model:
         evaluation.temperature = self._temperature
         few = classes <= _FEW_CLASSES
         confusion = Confusion.empty(torch.arange(classes), classes) if few else None
-        with progress("evaluating", "rows") as advance:
+        with progress("evaluating", "rows", shown=self._world.is_first) as advance:
             done = 0
             for batch in self._batches(table):
                 cost, outputs = self._outputs(batch)
@@ -202,11 +213,11 @@ class _Model:
                 evaluation.update(cost, logits, batch.targets, batch.weights)
                 if confusion is not None:
                     confusion.add(batch, logits.argmax(dim=1), self.ignored)
-                done += len(batch.targets)
+                done += batch.global_rows
                 advance(done, done / len(table))
         if confusion is None:
-            confusion = self._confusion_of_worst(table, evaluation.scores.per_class)
-        return evaluation, confusion
+            confusion = self._confusion_of_worst(table, evaluation.scores.of_all_ranks().per_class)
+        return evaluation, confusion._replace(counts=together.total(confusion.counts))
 
     def _confusion_of_worst(self, table: Table, classes: PerClass) -> Confusion:
         worst = classes.most_mistaken[:_WORST_CLASSES].cpu()
@@ -220,6 +231,7 @@ class _Model:
     def _batches(self, table: Table) -> Iterator[Batch]:
         rows = evaluation_rows(len(self._facts.classes), len(self._facts.columns))
         loader = BatchLoader(table.standardized(self._scale), rows)
+        loader.share(self._world.rank, self._world.ranks)
         loader.place(self._device)
         for batch in loader:
             yield batch.to(self._device)

@@ -1,6 +1,7 @@
 """How much memory a run needs, and what to say where there is not enough."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,9 @@ from lightning.pytorch.utilities.memory import is_oom_error
 
 from crossent import config
 from crossent.data.module import DataModule
+from crossent.errors import UserError
 from crossent.losses import backends
+from crossent.processes.world import ALONE, World
 
 # Numbers that are held at most for each logit of a batch while its cost and gradient are found: measured were 2 to 3
 # (of the losses that can be chunked) and 1 to 4 (of those that cannot).
@@ -22,15 +25,31 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or is_oom_error(error)
 
 
-def estimate(chosen: config.TrainConfig, data: DataModule) -> dict[str, int]:
+@contextlib.contextmanager
+def explained(chosen: config.TrainConfig, data: DataModule, world: World) -> Iterator[None]:
+    """Says what would have been needed where memory runs out.
+
+    Raises:
+        UserError: it has.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise UserError(explanation(error, chosen, data, world)) from error
+
+
+def estimate(chosen: config.TrainConfig, data: DataModule, world: World = ALONE) -> dict[str, int]:
     """Bytes that a training step holds, by what they are for; the interpreter and its libraries come on top.
 
     Args:
         chosen: the configuration.
         data: the rows; after its ``setup``.
+        world: the processes that share a step; each holds so much.
     """
     weights = len(data.facts.classes) * len(data.facts.columns) * _number(chosen)
-    rows, classes = data.batch_rows, len(data.facts.classes)
+    rows, classes = -(-data.batch_rows // world.ranks), len(data.facts.classes)
     return {
         "features": data.bytes_in_memory,
         "weights": weights,
@@ -40,38 +59,40 @@ def estimate(chosen: config.TrainConfig, data: DataModule) -> dict[str, int]:
     }
 
 
-def explanation(error: BaseException, chosen: config.TrainConfig, data: DataModule) -> str:
+def explanation(error: BaseException, chosen: config.TrainConfig, data: DataModule, world: World = ALONE) -> str:
     """What a run would have needed that has run out of memory, and which options need less."""
     if not data.is_set_up:
         return "out of memory while the rows are read; data.in_memory=false leaves features on disk"
     found = None if "CUDA" in str(error) else room()
     of = "" if found is None else f", and this machine has {_size(found.total)}"
-    return f"out of memory: {_need(chosen, data)}{of}; {_remedies(chosen, data)}"
+    return f"out of memory: {_need(chosen, data, world)}{of}; {_remedies(chosen, data, world)}"
 
 
-def warning(chosen: config.TrainConfig, data: DataModule) -> str | None:
+def warning(chosen: config.TrainConfig, data: DataModule, world: World = ALONE) -> str | None:
     """What to say ahead of a run that needs more than there is; a system that is out of memory kills without a word."""
     found = room()
-    needed = sum(estimate(chosen, data).values()) - data.bytes_in_memory  # which are there already
-    if found is None or needed < found.free:
+    needed = sum(estimate(chosen, data, world).values()) - data.bytes_in_memory  # which are there already
+    if found is None or needed * world.local_ranks < found.free:
         return None
-    return f"{_size(found.free)} of memory are free, but {_need(chosen, data)}; {_remedies(chosen, data)}"
+    said = _need(chosen, data, world), _remedies(chosen, data, world)
+    return f"{_size(found.free)} of memory are free, but {said[0]}; {said[1]}"
 
 
-def _need(chosen: config.TrainConfig, data: DataModule) -> str:
-    parts = estimate(chosen, data)
+def _need(chosen: config.TrainConfig, data: DataModule, world: World) -> str:
+    parts = estimate(chosen, data, world)
     shares = ", ".join(f"{_size(size)} for {name}" for name, size in parts.items() if size)
-    return f"a step takes about {_size(sum(parts.values()))} ({shares})"
+    each = "" if world.local_ranks == 1 else f", in each of {world.local_ranks} processes"
+    return f"a step takes about {_size(sum(parts.values()))}{each} ({shares})"
 
 
-def _remedies(chosen: config.TrainConfig, data: DataModule) -> str:
+def _remedies(chosen: config.TrainConfig, data: DataModule, world: World) -> str:
     """The options that need less, those that spare most first."""
-    parts = estimate(chosen, data)
+    parts = estimate(chosen, data, world)
     features, weights, _, states, logits = parts.values()
     rows, classes = data.batch_rows, len(data.facts.classes)
     fewer = max(1, rows // 4)
     spared = {
-        f"data.batch_size={fewer}": logits - _logits(chosen, fewer, classes),
+        f"data.batch_size={fewer}": logits - _logits(chosen, -(-fewer // world.ranks), classes),
         "optimizer=sgd": states,
         "accelerator.precision=bf16-true": (2 * weights + states) * (_number(chosen) - 2) // _number(chosen),
     }

@@ -4,6 +4,7 @@ torchmetrics has the same metrics, but up to 1.9 its calibration error keeps eve
 a table of classes × classes, and none of them takes weights. Its base class, which adds up over ranks, is used.
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from crossent.losses.base import Cost
+from crossent.processes import together
 
 #: Of confidence, all equally wide.
 BINS = 15
@@ -179,6 +181,13 @@ class Scores(Metric):
             "brier": brier,
             "ece": self.reliability.error,
         }
+
+    def of_all_ranks(self) -> "Scores":
+        """What all ranks have taken in; all of them have to call this."""
+        scores = copy.deepcopy(self)
+        for name in ("sums", "by_class", "bins"):
+            setattr(scores, name, together.total(getattr(self, name)))
+        return scores
 
     @property
     def per_class(self) -> PerClass:

@@ -1,13 +1,16 @@
-"""The optimiser step under way, which may take several batches and several evaluations."""
+"""The optimiser step under way, which may take several batches, several evaluations and several ranks."""
 
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from crossent.data.loader import Batch
 from crossent.losses import Cost
+from crossent.processes import together
 
 log = logging.getLogger(__name__)
 
@@ -17,28 +20,42 @@ class OpenStep:
 
     Called as the optimiser's closure. An optimiser may evaluate several times a step (LBFGS does, at other weights
     each time): only the first counts, since it is the one before the update. Batches whose gradients were accumulated
-    for the step count as well.
+    for the step count as well, and so do the rows of all ranks.
 
     Args:
-        check: looks at the gradient of the first evaluation, before the update.
+        check: looks at cost and gradient of the first evaluation, before the update.
+        regularize: adds the penalty's gradient to what ranks have added up.
 
     Attributes:
         evaluate: the optimiser's closure, which finds cost and gradient.
+        parameters: whose gradients those are.
         is_first: whether the next evaluation is the step's first one.
         place: the batch that was evaluated last, and its index in the epoch; None between steps.
+        wishes: what this rank wants done after the step; asked at every evaluation that ranks share.
+        granted: of these, what any rank wants, so that all of them do it.
+        shared_cost: the mean cost a row over all ranks, of the evaluation before; 0 where there are no others.
     """
 
-    def __init__(self, check: Callable[[], None]) -> None:
+    def __init__(self, check: Callable[[], None], regularize: Callable[[], None] = lambda: None) -> None:
         self._check = check
+        self._regularize = regularize
         self.evaluate: Callable[[], Any] = lambda: None
+        self.parameters: Sequence[nn.Parameter] = ()
         self.is_first = True
         self.place: tuple[Batch, int] | None = None
+        self.wishes: Callable[[], Sequence[bool]] = tuple
+        self.granted: tuple[bool, ...] = ()
+        self.shared_cost = 0.0
         self._costs: list[Cost] = []
         self._penalty: Tensor | None = None
+        self._assumed = 0.0
+        self._metrics: dict[str, float] | None = None
         self._warned = False
 
     def __call__(self) -> Any:
         result = self.evaluate()
+        if together.ranks() > 1:
+            result = self._add_up()
         if self.is_first:
             self._check()
         self.is_first = False
@@ -73,7 +90,7 @@ class OpenStep:
         assumed = float(self._costs[0].weight) or 1.0
         if not last:
             return cost.mean * (float(cost.weight) / assumed)
-        total = self._weight()
+        total = self._nonzero(sum(float(cost.weight) for cost in self._costs))
         if total != assumed * batches:
             for parameter in parameters():
                 if parameter.grad is not None:
@@ -81,25 +98,71 @@ class OpenStep:
         own = cost.mean * (float(cost.weight) / total)
         return batches * (own if penalty is None else own + penalty)
 
+    def share(self, cost: Cost, penalty: Tensor | None, rows: int, batches: int) -> Tensor:
+        """Takes in the cost of this rank's rows of a batch, and returns what to differentiate for them, a scalar.
+
+        The sum over ranks and batches of what is returned is the step's cost, but for a factor: the weight of all rows,
+        which nobody knows yet, counts as the number of the first batch's rows. The penalty, of which every rank knows
+        the gradient, is left to `regularize`.
+
+        Args:
+            cost: of the rows; there may be none.
+            penalty: a scalar that belongs to the step, once.
+            rows: of the batch, on all ranks.
+            batches: that a full step has; Lightning divides by it.
+        """
+        if not self.is_first:
+            self._costs.clear()  # evaluated again, at other weights
+        self._costs.append(Cost(cost.mean.detach(), cost.weight))
+        self._penalty = None if penalty is None else penalty.detach()
+        self._assumed = self._assumed or float(rows)
+        return cost.mean * (cost.weight * batches / self._assumed)
+
+    def _add_up(self) -> Tensor:
+        """Turns the gradients of this rank's rows into those of all rows, and returns the objective that all share."""
+        gradients = []
+        for parameter in self.parameters:
+            if parameter.requires_grad:
+                if parameter.grad is None:  # no row of this rank's has led there
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        own = sum(float(cost.mean) * float(cost.weight) for cost in self._costs)
+        weight = sum(float(cost.weight) for cost in self._costs)
+        total, weight, *wishes = together.add_up(gradients, [own, weight, *map(float, self.wishes())])
+        self.granted = tuple(wish > 0 for wish in wishes)
+        weight = self._nonzero(weight)
+        if weight != self._assumed:
+            for gradient in gradients:
+                gradient.mul_(self._assumed / weight)
+        self._regularize()
+        self.shared_cost = total / weight
+        metrics = self._with_penalty(self.shared_cost)
+        if self.is_first:
+            self._metrics = metrics
+        return torch.tensor(math.fsum(metrics.values()), dtype=torch.float64)
+
     def metrics(self) -> dict[str, float]:
         """The mean cost a row of all batches of the step, and the penalty where there is one."""
-        metrics = {"cost": sum(float(cost.mean) * float(cost.weight) for cost in self._costs) / self._weight()}
-        if self._penalty is not None:
-            metrics["penalty"] = float(self._penalty)
-        return metrics
+        if self._metrics is not None:
+            return self._metrics
+        weight = self._nonzero(sum(float(cost.weight) for cost in self._costs))
+        return self._with_penalty(sum(float(cost.mean) * float(cost.weight) for cost in self._costs) / weight)
 
     def clear(self) -> None:
         """Makes ready for the next step."""
         self._costs.clear()
         self.is_first = True
         self.place = None
+        self._assumed = 0.0
 
-    def _weight(self) -> float:
+    def _with_penalty(self, cost: float) -> dict[str, float]:
+        return {"cost": cost} if self._penalty is None else {"cost": cost, "penalty": float(self._penalty)}
+
+    def _nonzero(self, weight: float) -> float:
         """The weight of all batches; 1 where no row counts, so that the cost is 0."""
-        weight = sum(float(cost.weight) for cost in self._costs)
         if weight == 0 and not self._warned:
             log.warning(
-                "a step has no row that counts: all are ignored or weigh 0; its cost is 0, and so is its gradient"
+                "a step has no row that counts: all are ignored or weigh 0; its cost is 0, and no row moves the weights"
             )
             self._warned = True
         return weight or 1.0

@@ -5,16 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed
+
+from crossent.processes import together
 
 
 def of_all_ranks() -> list[dict[str, Any]]:
     """The state of each rank; where there are several, every one of them has to call this."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [_collect()]
-    states: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(states, _collect())
-    return states
+    return together.of_all(_collect())
 
 
 def restore(states: list[dict[str, Any]], rank: int, ranks: int) -> None:

@@ -7,12 +7,14 @@ import warnings
 from pathlib import Path
 
 import lightning.pytorch as lightning
+import torch
 
 from crossent import config, runs
 from crossent.classifier import SoftmaxClassifier
 from crossent.console import metrics_table, shown
 from crossent.data.module import DataModule
 from crossent.loggers import LastPoints
+from crossent.processes.world import World
 from crossent.resuming import Origin
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
     # No such split is an empty list of loaders, which Lightning asks for; it looks again under overfit_batches.
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+    # The metrics are those of all ranks when they are logged.
+    warnings.filterwarnings("ignore", "It is recommended to use `self.log")
     # A run may go on with other callbacks, when they are typed.
     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create")
     # Lightning's copy of a function of PyTorch's (lightning/pytorch/utilities/_pytree.py).
@@ -63,6 +67,7 @@ def print_header(
     classifier: SoftmaxClassifier,
     loop: lightning.Trainer,
     directory: Path,
+    world: World,
 ) -> None:
     """Says what is about to run."""
     facts = module.facts
@@ -81,8 +86,15 @@ def print_header(
     )
     log.info("loss       %s", loss)
     log.info("optimizer  %s%s, %s a step", _name(chosen.optimizer), rate, batch)
-    log.info("device     %s, %s", loop.strategy.root_device, loop.precision)
+    log.info("device     %s, %s", _devices(loop.strategy.root_device, world), loop.precision)
     log.info("run        %s\n", shown(directory))
+
+
+def _devices(first: torch.device, world: World) -> str:
+    if world.ranks == 1:
+        return str(first)
+    machines = f" on {world.machines} machines" if world.machines > 1 else ""
+    return f"{world.ranks} processes{machines}, each with its share of the rows, on {first.type}"
 
 
 def print_resume(origin: Origin) -> None:

@@ -145,15 +145,6 @@ def find(run: runs.StoredRun) -> Origin:
     return Origin(passed_over=tuple(passed_over))
 
 
-def newest_step(directory: Path) -> int | None:
-    """The step of the newest checkpoint that a run has, damaged ones apart; None: it has none."""
-    run = runs.StoredRun(directory)
-    found = [
-        step for path in (*run.checkpoints, run.best) if path.exists() and (step := checkpoints.steps(path)) is not None
-    ]
-    return max(found, default=None)
-
-
 def _best(run: runs.StoredRun) -> tuple[int | None, str]:
     """The step of the run's best weights, or None and what is wrong with them."""
     if not run.best.exists():

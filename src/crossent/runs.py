@@ -202,6 +202,8 @@ def discard(directory: Path, before: Path | None = None) -> None:
     if LATEST.is_symlink() and LATEST.resolve() == directory.resolve():
         if before is None:
             LATEST.unlink()
+            with contextlib.suppress(OSError):  # there are other runs
+                LATEST.parent.rmdir()
         else:
             point_latest(before)
     (directory / CONFIG).unlink(missing_ok=True)

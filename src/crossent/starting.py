@@ -169,17 +169,41 @@ def evaluation_request(config_name: str, overrides: list[str]) -> Request:
     return Request(_stored_as_primary(config_name, sections, typed), [*overrides, *ours], RunMode.RUN)
 
 
-def command_to_resume(directory: Path, composed: dict[str, Any]) -> str:
+def how_to_go_on(directory: Path, composed: dict[str, Any], command: str = "crossent-train") -> str:
+    """What to do about a run that has ended before its time.
+
+    Args:
+        directory: of the run.
+        composed: its configuration, as it is now.
+        command: that trains, as it was started.
+    """
+    from crossent import checkpoints  # and with it NumPy, which a run that ends well does without up to here
+
+    why = "begin again, for want of a checkpoint" if checkpoints.newest_step(directory) is None else "go on"
+    return f"to {why}: {_command_to_resume(directory, composed, command)}"
+
+
+def _command_to_resume(directory: Path, composed: dict[str, Any], command: str) -> str:
     """What to type in a shell to go on with the run, as it is configured now."""
     stored = runs.leaves(runs.StoredRun(directory).config("resume"))
-    changed = [
+    now = runs.leaves(composed)
+    changed: list[str] = []
+    for group in NAMED_GROUPS:
+        name = now.get(f"{group}.name")
+        if name != stored.get(f"{group}.name"):
+            # Another choice: what is as its file has it comes with it.
+            stored = {key: value for key, value in stored.items() if not key.startswith(f"{group}.")}
+            chosen = yaml.safe_load((conf_directory() / group / f"{name}.yaml").read_text())
+            stored |= runs.leaves(chosen, f"{group}.")
+            changed.append(f"{group}={name}")
+    changed += [
         f"{key}={show(value)}"
-        for key, value in runs.leaves(composed).items()
+        for key, value in now.items()
         if key not in ("resume", "config") and stored.get(key) != value
     ]
     path = shown(directory)
     resume = f"resume={path}" if re.fullmatch(r"[A-Za-z0-9_./:@-]+", path) else f"resume={_quoted(path)}"
-    return " ".join(["crossent-train", *(shlex.quote(override) for override in [resume, *changed])])
+    return " ".join([command, *(shlex.quote(override) for override in [resume, *changed])])
 
 
 def _quoted(path: Path | str) -> str:

@@ -30,6 +30,7 @@ class Stopped(BaseException):
     def __init__(self, number: int, how: str = "", *, at_once: bool = False) -> None:
         super().__init__(f"{'interrupted' if number == signal.SIGINT else 'terminated'}{how}")
         self.number = number
+        self.how = how
         self.at_once = at_once
 
     @property
@@ -43,6 +44,18 @@ def stop_when_told() -> None:
     for number in TERMINATING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _raise)
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Lets signals end the process without a word until the end of a block, also where it waits in a library's code."""
+    numbers = (signal.SIGINT, *TERMINATING)
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def end_undisturbed() -> None:

@@ -22,13 +22,20 @@ def main(arguments: list[str] | None = None) -> None:
 def command(task: "Callable[[TrainConfig, dict[str, Any], Path], object]") -> "cli.Command[TrainConfig]":
     """``crossent-train`` with a task: `crossent.training.train`, or another in its place."""
     from crossent import cli, config
+    from crossent.processes import choosing
 
-    return cli.Command("train", config.TrainConfig, task, trains=True)
+    return cli.Command("train", config.TrainConfig, task, trains=True, follow=choosing.follow, finish=choosing.finish)
 
 
 def _task(config: "TrainConfig", plain: dict[str, Any], directory: Path) -> object:
+    from crossent.processes import choosing
+    from crossent.processes.job import Job
+
     if sys.stdout.isatty():
         print("loading PyTorch …", end="\r", flush=True)  # it takes seconds; the header is written over it
+    world = choosing.wanted(config.accelerator)
+    if world.ranks > 1:
+        return choosing.run(Job("train", plain, directory), world)
     # Imports make 400,000 objects that stay. Looking through them for garbage again and again would take a seventh
     # of the time to start, and later some of every step's.
     gc.disable()

@@ -22,6 +22,8 @@ from crossent.checkpoint_io import CheckpointFiles
 from crossent.custom import make
 from crossent.errors import UserError
 from crossent.loggers import LastPoints, TensorBoard
+from crossent.processes import strategy
+from crossent.processes.world import World
 from crossent.resuming import Origin
 
 # What Lightning's benchmark mode forbids to be set; it switches all of it off.
@@ -51,6 +53,7 @@ def build(
     *,
     validates: bool,
     origin: Origin | None,
+    world: World,
 ) -> lightning.Trainer:
     """Makes the Trainer.
 
@@ -60,6 +63,7 @@ def build(
         last: takes in the curves' last points.
         validates: whether there is a val split.
         origin: what the run goes on from, or None for a new run.
+        world: the processes that share the run.
 
     Raises:
         UserError: arguments that Lightning refuses, or an accelerator that this machine does not have.
@@ -70,33 +74,37 @@ def build(
     else:
         arguments["profiler"] = chosen.trainer.profiler or _Unprofiled()
         arguments["enable_progress_bar"] = False  # ours is one for the whole run
-        arguments["logger"] = _loggers(chosen, directory, last, None if origin is None else origin.step)
+        arguments["logger"] = [last]
+        if world.is_first:
+            arguments["logger"] += _loggers(chosen, directory, None if origin is None else origin.step)
         arguments["enable_checkpointing"] = chosen.trainer.enable_checkpointing and not chosen.trainer.fast_dev_run
         files = CheckpointFiles()
         saved = None if origin is None or origin.checkpoint is None else origin.step
         arguments["callbacks"] = _callbacks(chosen, directory, last, files, validates=validates, saved=saved)
+        if world.is_first:
+            arguments["callbacks"].insert(0, Console(last, validates=validates, bar=chosen.trainer.enable_progress_bar))
         arguments["plugins"] = [files]
     if not validates:
         arguments["limit_val_batches"] = 0
+    arguments |= _hardware(chosen.accelerator) | {"devices": 1, "num_nodes": 1}
+    if world.ranks > 1:
+        arguments |= strategy.arguments(world)
+        arguments["plugins"] = [*arguments.get("plugins", []), strategy.Ranks(world)]
     try:
-        return lightning.Trainer(
-            **arguments,
-            **_hardware(chosen.accelerator),
-            devices=chosen.accelerator.devices,
-            num_nodes=chosen.accelerator.num_nodes,
-            precision=chosen.accelerator.precision,
-            default_root_dir=directory,
-        )
+        trainer = lightning.Trainer(**arguments, precision=chosen.accelerator.precision, default_root_dir=directory)
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    if world.ranks > 1:
+        strategy.leave_signals_alone(trainer)
+    return trainer
 
 
-def _loggers(chosen: config.TrainConfig, directory: Path, last: LastPoints, start: int | None) -> list[Logger]:
+def _loggers(chosen: config.TrainConfig, directory: Path, start: int | None) -> list[Logger]:
     match chosen.logger:
         case config.NoLogger():
-            return [last]
+            return []
         case config.TensorBoardLogger(flush_seconds=seconds):
-            return [last, TensorBoard(directory, flush_seconds=seconds, start=start)]
+            return [TensorBoard(directory, flush_seconds=seconds, start=start)]
 
 
 def _callbacks(
@@ -108,7 +116,7 @@ def _callbacks(
     validates: bool,
     saved: int | None,
 ) -> list[lightning.Callback]:
-    callbacks: list[lightning.Callback] = [Console(last, validates=validates, bar=chosen.trainer.enable_progress_bar)]
+    callbacks: list[lightning.Callback] = []
     stopping = chosen.callbacks.early_stopping
     overfits = bool(chosen.trainer.overfit_batches)  # on purpose: val/cost is meant to rise
     if validates and stopping.patience is not None and not overfits:
@@ -150,13 +158,13 @@ def _hardware(chosen: config.AnyAccelerator) -> dict[str, Any]:
                         f"accelerator._target_={chosen.class_path}: has to be a Lightning Accelerator or Strategy, "
                         f"not a {type(other).__name__}"
                     )
-        case config.GpuAccelerator():
-            devices.check("gpu")
+        case config.GpuAccelerator() | config.DdpAccelerator():
+            devices.check(str(chosen.__struct_config__.tag))
             return {"accelerator": "cuda"}
         case config.MpsAccelerator():
             devices.check("mps")
             return {"accelerator": "mps"}
-        case config.CpuAccelerator():
+        case config.CpuAccelerator() | config.DdpCpuAccelerator():
             return {"accelerator": "cpu"}
         case config.AutoAccelerator():
             return {"accelerator": "auto"}

@@ -1,6 +1,7 @@
 """Keeps best.ckpt and last.ckpt, and stops a run between two steps when a signal asks for it."""
 
 import math
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from crossent import random_states
 from crossent.checkpoint_io import CheckpointFiles, Kept
 from crossent.classifier import SoftmaxClassifier
 from crossent.loggers import LastPoints
+from crossent.processes import together
 from crossent.stopping import Stopped, StopRequest
 
 MONITORED = "val/cost"
@@ -57,7 +59,7 @@ class BestCheckpoint(Checkpoint):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._path.exists():  # or what is best counts from here on
+        if together.from_first(self._path.exists):  # or what is best counts from here on
             self._best, self._step = state_dict["best"], state_dict["step"]
 
 
@@ -105,6 +107,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
         self._due = False  # once the validation has ended
         self._stop = StopRequest()
+        self._told = False  # by any rank, to stop
         self._random: list[dict[str, Any]] = []  # the states of the checkpoint to go on from, one a rank
 
     @override
@@ -114,10 +117,12 @@ class LastCheckpoint(Checkpoint):
         self._step = trainer.global_step
         self._saved_at = time.monotonic()
         self._stop.listen()
+        assert isinstance(pl_module, SoftmaxClassifier)
+        pl_module.open_step.wishes = self._wishes
 
     @override
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._stop_if_asked()
+        self._stop_if_told()
 
     @override
     def on_train_batch_end(
@@ -127,19 +132,24 @@ class LastCheckpoint(Checkpoint):
         if not self._between_steps:
             return
         self._step = trainer.global_step
-        self._due = bool(self._stop) or self._step >= trainer.max_steps > 0 or self._is_time()
+        self._told, is_time = pl_module.open_step.granted if together.ranks() > 1 else self._wishes()
+        is_turn = self._steps is not None and self._step % self._steps == 0
+        self._due = self._told or self._step >= trainer.max_steps > 0 or is_turn or is_time
         if self._due and not _validates_now(trainer):
             self._save(trainer)
 
     @override
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        asked = self._stop and self._between_steps and self._saved_step != self._step
-        if trainer.state.fn == "fit" and (self._due or asked):
+        if trainer.state.fn != "fit":
+            return
+        (self._told,) = together.any_of(bool(self._stop))
+        told = self._told and self._between_steps and self._saved_step != self._step
+        if self._due or told:
             self._save(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self._stop_if_asked()
+        self._stop_if_told()
 
     @override
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -147,8 +157,9 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
         self._files.wait()
         self._stop.ignore()
-        if self._stop.number is not None:  # ahead of calibration and test
-            raise Stopped(self._stop.number)
+        (self._told,) = together.any_of(bool(self._stop))
+        if self._told:  # ahead of calibration and test
+            raise self._stopped()
 
     @override
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -181,9 +192,9 @@ class LastCheckpoint(Checkpoint):
             for logger in trainer.loggers if step >= checkpoint["global_step"] else ():
                 logger.log_metrics({tag: value}, step)
 
-    def _is_time(self) -> bool:
-        by_steps = self._steps is not None and self._step % self._steps == 0
-        return by_steps or (self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds)
+    def _wishes(self) -> tuple[bool, bool]:
+        """Whether this rank was told to stop, and whether it is time for a checkpoint by its clock."""
+        return bool(self._stop), self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds
 
     def _save(self, trainer: lightning.Trainer) -> None:
         """Writes the state, from which the run can go on."""
@@ -192,10 +203,14 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = self._step
         self._saved_at = time.monotonic()
 
-    def _stop_if_asked(self) -> None:
-        if self._stop.number is not None and self._saved_step == self._step:
+    def _stop_if_told(self) -> None:
+        told = self._told if together.ranks() > 1 else bool(self._stop)  # ranks stop at the same place or not at all
+        if told and self._saved_step == self._step:
             self._files.wait()
-            raise Stopped(self._stop.number)
+            raise self._stopped()
+
+    def _stopped(self) -> Stopped:
+        return Stopped(self._stop.number or signal.SIGTERM)  # where another rank was told
 
 
 def _validates_now(trainer: lightning.Trainer) -> bool:

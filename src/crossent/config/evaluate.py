@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from crossent.config.data import AnyData, FileData
 from crossent.config.losses import AnyLoss
-from crossent.config.running import Accelerator
+from crossent.config.running import Accelerator, SeveralProcesses
 from crossent.config.types import FilePath, Text
 
 
@@ -30,7 +30,17 @@ class MpsEvaluation(EvaluationAccelerator, tag="mps"):
     precision: Literal["32-true"]
 
 
-AnyEvaluationAccelerator = AutoEvaluation | CpuEvaluation | GpuEvaluation | MpsEvaluation
+class DdpEvaluation(SeveralProcesses, tag="ddp"):
+    precision: Literal["32-true", "64-true"]
+
+
+class DdpCpuEvaluation(SeveralProcesses, tag="ddp_cpu"):
+    precision: Literal["32-true", "64-true"]
+
+
+AnyEvaluationAccelerator = (
+    AutoEvaluation | CpuEvaluation | GpuEvaluation | MpsEvaluation | DdpEvaluation | DdpCpuEvaluation
+)
 
 
 class EvaluateConfig(Struct, kw_only=True, forbid_unknown_fields=True):

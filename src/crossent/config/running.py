@@ -13,7 +13,6 @@ from crossent.config.types import (
     Duration,
     Limit,
     NonNegative,
-    One,
     Positive,
     Section,
     Share,
@@ -24,10 +23,20 @@ Precision = Literal["32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "
 
 
 class Accelerator(Section):
-    devices: One
-    num_nodes: One
+    """What one process drives."""
+
+    devices: AtLeastOne
+    num_nodes: AtLeastOne
     precision: Precision
     threads: Literal["auto"] | AtLeastOne
+
+    def __post_init__(self) -> None:
+        for key in ("devices", "num_nodes"):
+            if (count := getattr(self, key)) > 1:
+                raise ValueError(
+                    f"{key}={count}: accelerator={self.__struct_config__.tag} takes one; accelerator=ddp shares the "
+                    "rows among processes on several GPUs, accelerator=ddp_cpu on the CPU"
+                )
 
 
 class AutoAccelerator(Accelerator, tag="auto"):
@@ -51,7 +60,33 @@ class CustomAccelerator(Accelerator, tag="custom"):
     arguments: Arguments
 
 
-AnyAccelerator = AutoAccelerator | CpuAccelerator | GpuAccelerator | MpsAccelerator | CustomAccelerator
+class SeveralProcesses(Section):
+    """What several processes share, one for each device."""
+
+    devices: Literal["auto"] | AtLeastOne
+    num_nodes: Literal["auto"] | AtLeastOne
+    precision: Precision
+    threads: Literal["auto"] | AtLeastOne
+    timeout: Positive
+
+
+class DdpAccelerator(SeveralProcesses, tag="ddp"):
+    pass
+
+
+class DdpCpuAccelerator(SeveralProcesses, tag="ddp_cpu"):
+    pass
+
+
+AnyAccelerator = (
+    AutoAccelerator
+    | CpuAccelerator
+    | GpuAccelerator
+    | MpsAccelerator
+    | DdpAccelerator
+    | DdpCpuAccelerator
+    | CustomAccelerator
+)
 
 
 #: Lightning's Trainer arguments that have a place elsewhere, and where.

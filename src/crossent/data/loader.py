@@ -45,6 +45,11 @@ class Batch:
         self.weights = weights
         self.global_rows = len(targets) if global_rows is None else global_rows
 
+    @classmethod
+    def empty(cls, weight: Tensor) -> Self:
+        """No rows, of the features that a head's weight, (outputs, features), is for."""
+        return cls(weight.new_empty(0, weight.shape[1]), weight.new_empty(0, dtype=torch.int64))
+
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """The same rows on a device."""
         return type(self)(
