@@ -73,7 +73,8 @@ def calibrate(
 def _weights(path: Path) -> tuple[int, dict[str, Tensor]]:
     """The steps that a checkpoint's weights have had, and those of them that are the head's."""
     stored = torch.load(path, map_location="cpu", weights_only=True)
-    return int(stored["global_step"]), {key: each for key, each in stored["state_dict"].items() if "head." in key}
+    weights = {key: each for key, each in stored["state_dict"].items() if key.startswith("head.")}
+    return int(stored["global_step"]), weights
 
 
 def _calibrated(
