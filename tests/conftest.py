@@ -31,6 +31,8 @@ from crossent.training import train as train_task
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers have taken the cores; threads that wait for one another would stand still
+if torch.cuda.is_available():
+    torch.cuda.init()  # while the environment still shows the GPU: most tests hide it
 gc.freeze()  # what has been imported stays; looking through it for garbage would slow every test down
 
 
@@ -258,6 +260,15 @@ def golden() -> dict[str, Any]:
     path = Path(__file__).parent / "golden" / "notebook.json"
     numbers: dict[str, Any] = json.loads(path.read_text())
     return numbers
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has tests that do not ask for a GPU see none, whatever the machine: their numbers are a CPU's."""
+    if torch.cuda.is_available() and not request.node.get_closest_marker("gpu"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes that are started
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

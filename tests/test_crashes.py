@@ -194,7 +194,7 @@ def test_a_directory_that_is_made_read_only(train: Train, workplace: Path) -> No
 
 def test_memory_that_runs_out_is_counted_up() -> None:
     def little() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (4_000_000_000, 4_000_000_000))
+        resource.setrlimit(resource.RLIMIT_DATA, (3_000_000_000, 3_000_000_000))
 
     running = start(
         "data=synthetic",

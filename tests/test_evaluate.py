@@ -453,14 +453,27 @@ def test_the_configuration_comes_from_the_checkpoint_and_not_from_beside_it(trai
     assert evaluation()["rows"] == 30
 
 
-def test_several_processes_find_what_one_does(train: Train, evaluate: Train, workplace: Path) -> None:
-    train("data=digits", "data.test_fraction=0.2", "trainer.max_steps=30", "calibration=temperature")
+@pytest.mark.parametrize("classes", [10, 40])  # so many that only the worst are in the picture
+@pytest.mark.parametrize(
+    "accelerator",
+    [
+        ["accelerator=ddp_cpu", "accelerator.devices=3"],
+        ["accelerator=class_parallel_cpu", "accelerator.devices=3"],
+        ["accelerator=class_parallel_cpu", "accelerator.devices=4", "accelerator.class_shards=2"],
+    ],
+    ids=["rows", "classes", "both"],
+)
+def test_several_processes_find_what_one_does(
+    accelerator: list[str], classes: int, train: Train, evaluate: Train, workplace: Path
+) -> None:
+    rows = ["data=synthetic", f"data.classes={classes}", "data.rows=600", "data.features=8", "data.test_fraction=0.2"]
+    train(*rows, "loss=cross_entropy", "trainer.max_steps=30", "calibration=temperature")
     silence_ranks()
-    shared = partial(evaluate, "accelerator=ddp_cpu", "accelerator.precision=64-true")
+    shared = partial(evaluate, *accelerator, "accelerator.precision=64-true")
 
     alone = evaluate("output=alone", "accelerator=cpu", "accelerator.precision=64-true")
-    together = shared("output=together", "accelerator.devices=3")
-    again = shared("output=together", "accelerator.devices=3")
+    together = shared("output=together")
+    again = shared("output=together")
 
     assert (alone.code, together.code) == (0, 0), together.err
     one, other = (json.loads((workplace / name / "metrics.json").read_text()) for name in ("alone", "together"))

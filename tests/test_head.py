@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from crossent.class_shard import ClassShard
 from crossent.config import Bias, Init
 from crossent.head import Head
 
@@ -66,3 +67,26 @@ def test_without_a_bias_there_is_none() -> None:
     assert made.bias is None
     assert made.output_bias is None
     assert torch.equal(made(torch.zeros(2, 4)), torch.zeros(2, 3))
+
+
+class Nobody:
+    def largest(self, numbers: torch.Tensor) -> None: ...
+
+    def total(self, numbers: torch.Tensor) -> None: ...
+
+
+@pytest.mark.parametrize("bias", ["per_class", "shared", "none"])
+@pytest.mark.parametrize("init", ["default", "notebook", "zeros"])
+def test_a_shard_begins_as_it_would_in_a_head_of_all_classes(
+    init: Init, bias: Bias, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossent.head._DRAWN_AT_A_TIME", 10)
+    whole = Head(7, 11, 11, bias=bias, init=init, seed=3)
+
+    for shard in (ClassShard.share(11, number, 3, Nobody()) for number in range(3)):
+        part = Head(7, 11, 11, bias=bias, init=init, seed=3, shard=shard)
+
+        assert part.state_dict().keys() == whole.state_dict().keys()
+        for name, wanted in part.own_part(whole.state_dict()).items():
+            assert torch.equal(part.state_dict()[name], wanted), name
+        assert set(part.sharded) == {"weight", *(["bias"] if bias == "per_class" else [])}

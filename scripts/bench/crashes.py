@@ -5,12 +5,13 @@ before its first checkpoint, and then in turns while a checkpoint is being writt
 runs have to agree in every bit of weights, optimiser, random number generators and place in the data, and in every
 point of every curve, as EventAccumulator and the two servers of TensorBoard read them. Exits with 1 if one does not.
 
-    python scripts/bench/crashes.py [--kills 100] [--seed 0] [--at-a-time 2] [--fork] [--ranks 1] [--json FILE]
+    python scripts/bench/crashes.py [--kills 100] [--seed 0] [--at-a-time 2] [--fork] [--ranks 1] [--accelerator …] …
 
 With --fork, runs are processes split off from one that has imported everything, one at a time. They start in a tenth of
 a second, so that more of the kills hit what is Crossent's own.
 
-With --ranks 2, two processes share every run, and what is killed is one of them or the one that watches them.
+With --ranks 2, two processes share every run, and what is killed is one of them or the one that watches them; with
+--accelerator class_parallel_cpu they share out the classes.
 """
 
 import argparse
@@ -136,14 +137,15 @@ class Training:
         seconds: of training.
     """
 
-    def __init__(self, setting: str, directory: Path, *, fork: bool, ranks: int) -> None:
+    def __init__(self, setting: str, directory: Path, options: argparse.Namespace) -> None:
         self.directory = directory
         self._overrides = SETTINGS[setting]
-        if ranks > 1:
-            self._overrides = [*self._overrides, "accelerator=ddp_cpu", f"accelerator.devices={ranks}"]
-        self._ranks = ranks
+        if options.ranks > 1:
+            shared = [f"accelerator={options.accelerator}", f"accelerator.devices={options.ranks}"]
+            self._overrides = [*self._overrides, *shared]
+        self._ranks = options.ranks
         self._checkpoints = directory / "checkpoints"
-        self._fork = fork
+        self._fork = options.fork
         self.first = self.seconds = 0.0
 
     def start(self) -> Running:
@@ -368,6 +370,7 @@ def main() -> int:
     parser.add_argument("--at-a-time", type=int, default=2, help="runs")
     parser.add_argument("--fork", action="store_true", help="split runs off from this process, one at a time")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share a run")
+    parser.add_argument("--accelerator", default="ddp_cpu", choices=["ddp_cpu", "class_parallel_cpu"])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--keep", type=Path, help="leave the runs in this folder")
     parser.add_argument("--json", type=Path, help="also write the counts here")
@@ -384,8 +387,7 @@ def main() -> int:
         else:
             each = stack.enter_context(ThreadPoolExecutor(options.at_a_time)).map
         trainings = [
-            Training(setting, folder / f"whole_{index}", fork=options.fork, ranks=options.ranks)
-            for index, setting in enumerate(options.settings)
+            Training(setting, folder / f"whole_{index}", options) for index, setting in enumerate(options.settings)
         ]
         whole = dict(zip(options.settings, each(Training.finish, trainings), strict=True))
         plans: list[tuple[str, Path, int, int]] = []
@@ -397,9 +399,7 @@ def main() -> int:
                 setting = options.settings[index % len(options.settings)]
                 plans.append((setting, folder / f"killed_{index}", kills, options.seed * 1000 + index))
             results += each(
-                lambda plan: attack(
-                    Training(*plan[:2], fork=options.fork, ranks=options.ranks), whole[plan[0]], *plan[2:]
-                ),
+                lambda plan: attack(Training(plan[0], plan[1], options), whole[plan[0]], *plan[2:]),
                 plans[begun:],
             )
         readers = {"data server": served(folder, fast=True), "server itself": served(folder, fast=False)}

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossent.losses import LOSSES, Binary, CrossEntropy, LogitAdjusted, LogitLoss, Loss, RowLoss
-from crossent.losses.backends import slice_rows
 from crossent.losses.base import Backend
+from crossent.losses.products import slice_rows
 
 REFERENCE = "F.cross_entropy"
 FLOOR = "floor: the two matrix products"

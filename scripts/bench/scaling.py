@@ -1,9 +1,11 @@
 """Measures a step on one and on two processes against the formulas of docs/scaling.md: memory, bytes and time.
 
 Each run is made in two lengths, of which the difference counts, in a network namespace of its own, whose counters say
-what was sent; that takes root.
+what was sent; that takes root. `rows` splits the rows of every batch; `classes` splits a million classes, tile by tile
+and with all logits of a batch held. There a run with checkpoints tells the memory, and one of fewer classes and more
+steps what is sent, which is the same and drowns in what is sent at the start of the other.
 
-    sudo python scripts/bench/scaling.py [--repeats 3]
+    sudo python scripts/bench/scaling.py [--parts rows classes] [--repeats 3]
 """
 
 import argparse
@@ -18,6 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from measuring import anonymous, descendants
 from torch import distributed
@@ -64,6 +67,50 @@ class Setting:
         return 4 * self.batch / ranks * self.features * self.classes
 
 
+@dataclass(frozen=True)
+class SplitSetting:
+    """Many classes, each of one row."""
+
+    features: int = 64
+    classes: int = 1_000_000
+    batch: int = 1024
+
+    def overrides(self, folder: Path) -> list[str]:
+        """That choose it, and rows in a folder."""
+        draw, rows = np.random.default_rng(0), folder / f"x{self.classes}.npy"
+        targets = rows.with_name(f"y{self.classes}.npy")
+        if not rows.exists():
+            np.save(rows, draw.standard_normal((self.classes, self.features), np.float32))
+            np.save(targets, draw.permutation(self.classes))
+        return [
+            "data=arrays",
+            f"data.path={rows}",
+            f"data.target={targets}",
+            "data.in_memory=false",
+            f"data.batch_size={self.batch}",
+            "data.val_fraction=0",
+            "data.standardize=false",
+            "loss=cross_entropy",
+            "loss.label_smoothing=0.1",
+            "accelerator.threads=1",
+            "trainer.log_every_n_steps=1000",
+            "logger=none",
+        ]
+
+    def sent(self, ranks: int) -> float:
+        """Bytes that a rank sends in a step: a number a row of the maxima, and three of the sums."""
+        return 2 * (ranks - 1) / ranks * 4 * self.batch * _FLOAT
+
+    def memory(self, ranks: int, *, held: bool) -> float:
+        """Bytes of a rank: weights, their gradient, and the logits that are there at a time.
+
+        Without others those are of 64 rows, with others of a tile, which takes next to nothing.
+        """
+        own = self.classes / ranks
+        rows = self.batch if held else min(64, self.features) if ranks == 1 else 0
+        return (2 * own * (self.features + 1) + rows * own) * _FLOAT
+
+
 SETTINGS = [
     Setting(rows=40_000, features=256, classes=1000, batch=4096),
     Setting(rows=40_000, features=256, classes=1000, batch=256),
@@ -80,16 +127,16 @@ class Measured:
     memory: int
 
 
-def measure(setting: Setting, ranks: int) -> Measured:
+def measure(overrides: list[str], kind: str, ranks: int, lengths: tuple[int, int] = _LENGTHS) -> Measured:
     """Runs both lengths."""
-    short, long = (_run(setting, ranks, steps) for steps in _LENGTHS)
-    steps = _LENGTHS[1] - _LENGTHS[0]
+    short, long = (_run(overrides, kind, ranks, steps) for steps in lengths)
+    steps = lengths[1] - lengths[0]
     return Measured((long.seconds - short.seconds) / steps, (long.sent - short.sent) / steps, long.memory)
 
 
-def _run(setting: Setting, ranks: int, steps: int) -> Measured:
-    processes = ["accelerator=ddp_cpu", f"accelerator.devices={ranks}"] if ranks > 1 else ["accelerator=cpu"]
-    command = [sys.executable, "-m", "crossent.train", *processes, *setting.overrides, f"trainer.max_steps={steps}"]
+def _run(overrides: list[str], kind: str, ranks: int, steps: int) -> Measured:
+    processes = [f"accelerator={kind}", f"accelerator.devices={ranks}"] if ranks > 1 else ["accelerator=cpu"]
+    command = [sys.executable, "-m", "crossent.train", *processes, *overrides, f"trainer.max_steps={steps}"]
     with tempfile.TemporaryDirectory() as folder:
         # The loopback device is read before the namespace is gone, and the last reading counts.
         inside = 'ip link set lo up; "$@"; code=$?; cat /proc/net/dev > sent; exit $code'
@@ -140,16 +187,45 @@ def _add_up(rank: int, ranks: int, meeting: str) -> None:
 
 
 def main() -> None:
-    """Prints a row a setting and number of ranks."""
+    """Measures what was chosen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=["rows", "classes"], choices=["rows", "classes"])
     parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
+    chosen = parser.parse_args()
+    if "rows" in chosen.parts:
+        split_rows(chosen.repeats)
+    if "classes" in chosen.parts:
+        split_classes(chosen.repeats)
+
+
+def split_classes(repeats: int) -> None:
+    """Prints a row a number of ranks and a backend."""
+    setting, fewer = SplitSetting(), SplitSetting(classes=10_000)
+    print(f"{setting.features} features, {setting.classes} classes, batches of {setting.batch} rows")
+    print(
+        f"{'ranks':>6}{'backend':>9}{'s a step':>10}{'kB sent a rank':>16}{'formula':>9}{'MB memory':>11}{'formula':>9}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        rows, few = setting.overrides(Path(folder)), fewer.overrides(Path(folder))
+        for ranks, backend in ((1, "chunked"), (2, "chunked"), (2, "dense")):
+            chosen = [f"loss.backend={backend}"]
+            quiet = [*chosen, "trainer.enable_checkpointing=false"]
+            found = [measure([*rows, *quiet], "class_parallel_cpu", ranks, (2, 7)) for _ in range(repeats)]
+            seconds = statistics.median(each.seconds for each in found)
+            sent = measure([*few, *quiet], "class_parallel_cpu", ranks, (20, 220)).sent / ranks
+            memory = _run([*rows, *chosen], "class_parallel_cpu", ranks, 3).memory
+            print(f"{ranks:6}{backend:>9}{seconds:10.2f}{sent / 1e3:16.1f}{setting.sent(ranks) / 1e3:9.1f}", end="")
+            print(f"{memory / 1e6:11.0f}{setting.memory(ranks, held=backend == 'dense') / 1e6:9.0f}", flush=True)
+
+
+def split_rows(repeats: int) -> None:
+    """Prints a row a setting and number of ranks."""
     time_messages(2)
     print(f"{'features':>8}{'classes':>9}{'batch':>7}{'ranks':>7}{'ms a step':>11}{'GFLOP/s a rank':>16}", end="")
     print(f"{'MB sent a rank':>16}{'formula':>9}{'MB memory':>11}")
     for setting in SETTINGS:
         for ranks in (1, 2):
-            found = [measure(setting, ranks) for _ in range(repeats)]
+            found = [measure(setting.overrides, "ddp_cpu", ranks) for _ in range(repeats)]
             seconds = statistics.median(each.seconds for each in found)
             sent = statistics.median(each.sent for each in found) / ranks
             memory = statistics.median(each.memory for each in found)

@@ -7,15 +7,16 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from crossent import checkpoint_io
 from crossent.checkpoints import KEY
+from crossent.class_shard import ClassShard
 from crossent.data.loader import Batch
 from crossent.head import Head
 from crossent.metrics import CALIBRATED, Evaluation
@@ -31,7 +32,7 @@ class Logits(NamedTuple):
     """Logits of some rows.
 
     Attributes:
-        logits: (rows, classes).
+        logits: (rows, classes); of the classes that are here, where others are elsewhere.
         targets: (rows,), int64, or the index of rows that count for nothing.
         weights: (rows,), or None: every row counts once.
     """
@@ -42,17 +43,22 @@ class Logits(NamedTuple):
 
 
 def calibrate(
-    paths: Sequence[Path], head: Head, batches: Iterable[Batch], ignored: int
+    paths: Sequence[Path],
+    head: Head,
+    batches: Iterable[Batch],
+    ignored: int,
+    group: ProcessGroup | None = None,
 ) -> tuple[int, dict[str, float]]:
     """Fits the temperature of each checkpoint's weights, and stores it there; None where the rows do not tell one.
 
-    Where several ranks share the rows, the first of them alone reads and writes the checkpoints.
+    Where there are several ranks, the first of them alone writes the checkpoints.
 
     Args:
         paths: of the checkpoints of a run.
         head: of the run, whatever its weights.
         batches: of validation rows; gone through several times.
         ignored: the target of rows that count for nothing.
+        group: the ranks that have other rows; None: all ranks.
 
     Returns:
         The steps of the first checkpoint, and the metrics of its calibrated probabilities, ``<metric>_calibrated``;
@@ -60,9 +66,9 @@ def calibrate(
     """
     found: dict[int, tuple[float | None, dict[str, float]]] = {}  # by steps, after which the weights are the same
     for path in paths:
-        steps, weights = together.from_first(partial(_weights, path))
+        steps, weights = _weights(path, head)
         if steps not in found:
-            found[steps] = _calibrated(weights, head, batches, ignored, path.name)
+            found[steps] = _calibrated(weights, head, batches, ignored, group, path.name)
         if together.is_first():
             stored = torch.load(path, map_location="cpu", weights_only=True)
             stored[KEY]["temperature"] = found[steps][0]
@@ -70,19 +76,32 @@ def calibrate(
     return next(((steps, metrics) for steps, (_, metrics) in found.items()), (0, {}))
 
 
-def _weights(path: Path) -> tuple[int, dict[str, Tensor]]:
-    """The steps that a checkpoint's weights have had, and those of them that are the head's."""
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+def _weights(path: Path, head: Head) -> tuple[int, dict[str, Tensor]]:
+    """The steps that a checkpoint's weights have had, and those of them that are the head's: of all classes.
+
+    Where these are split, each rank reads its part when it is asked for; else the first rank tells all.
+    """
+    if head.sharded:
+        return _of_head(checkpoint_io.CheckpointFiles(is_split=True).load_checkpoint(path))
+    return together.from_first(lambda: _of_head(torch.load(path, map_location="cpu", weights_only=True, mmap=True)))
+
+
+def _of_head(stored: dict[str, Any]) -> tuple[int, dict[str, Tensor]]:
     weights = {key: each for key, each in stored["state_dict"].items() if key.startswith("head.")}
     return int(stored["global_step"]), weights
 
 
 def _calibrated(
-    state: Mapping[str, Tensor], head: Head, batches: Iterable[Batch], ignored: int, name: str
+    state: Mapping[str, Tensor],
+    head: Head,
+    batches: Iterable[Batch],
+    ignored: int,
+    group: ProcessGroup | None,
+    name: str,
 ) -> tuple[float | None, dict[str, float]]:
     """The temperature of some weights, and the metrics with it."""
     head = copy.deepcopy(head)
-    head.load_state_dict({key[5:]: each for key, each in state.items() if key.startswith("head.")})
+    head.load_state_dict(head.own_part({key[5:]: each for key, each in state.items() if key.startswith("head.")}))
     head.to(torch.promote_types(head.weight.dtype, torch.float32))
 
     @torch.no_grad()
@@ -91,10 +110,10 @@ def _calibrated(
             head.to(batch.features.device)
             yield Logits(head(batch.features.to(head.weight.dtype)), batch.targets, batch.weights)
 
-    temperature = fit_temperature(logits, ignored)
+    temperature = fit_temperature(logits, ignored, head.shard, group)
     if temperature is None:
         return None, {}
-    evaluation = Evaluation(head.classes, ignored)
+    evaluation = Evaluation(head.shard.of, ignored, shard=head.shard, group=group)
     evaluation.temperature = temperature
     for each in logits():
         evaluation.update(None, *each)
@@ -104,7 +123,12 @@ def _calibrated(
     return temperature, {f"{key}_calibrated": metrics[f"{key}_calibrated"] for key in CALIBRATED}
 
 
-def fit_temperature(logits: Callable[[], Iterable[Logits]], ignored: int) -> float | None:
+def fit_temperature(
+    logits: Callable[[], Iterable[Logits]],
+    ignored: int,
+    shard: ClassShard | None = None,
+    group: ProcessGroup | None = None,
+) -> float | None:
     """The temperature T with which softmax(logits / T) has the least negative log-likelihood.
 
     That is convex in 1 / T, so Newton's steps, held between bounds that close in, find the one minimum there is.
@@ -112,6 +136,8 @@ def fit_temperature(logits: Callable[[], Iterable[Logits]], ignored: int) -> flo
     Args:
         logits: gives those of all rows, once at each call.
         ignored: the target of rows that count for nothing.
+        shard: the classes whose logits are here, where others are elsewhere.
+        group: the ranks that have other rows; None: all ranks.
 
     Returns:
         T > 0; or None, with a warning, where no temperature is best: every row is right, so that less is always
@@ -119,7 +145,7 @@ def fit_temperature(logits: Callable[[], Iterable[Logits]], ignored: int) -> flo
     """
     inverse, lowest, highest = 1.0, 0.0, float("inf")
     for step in range(_PASSES):
-        slope, curvature, at_zero, all_right = _derivatives(logits, ignored, inverse)
+        slope, curvature, at_zero, all_right = _derivatives(logits, ignored, inverse, shard, group)
         if not math.isfinite(slope):
             log.warning("the val rows do not tell a temperature, since logits are not finite; it stays 1")
             return None
@@ -156,7 +182,13 @@ class _Derivatives(NamedTuple):
     all_right: bool
 
 
-def _derivatives(logits: Callable[[], Iterable[Logits]], ignored: int, inverse: float) -> _Derivatives:
+def _derivatives(
+    logits: Callable[[], Iterable[Logits]],
+    ignored: int,
+    inverse: float,
+    shard: ClassShard | None,
+    group: ProcessGroup | None,
+) -> _Derivatives:
     sums, all_right = torch.zeros(4, dtype=torch.float64), True
     for each in logits():
         # On the CPU, since an Apple GPU has no double precision.
@@ -166,18 +198,28 @@ def _derivatives(logits: Callable[[], Iterable[Logits]], ignored: int, inverse: 
         counts = targets != ignored
         if weights is not None:
             counts &= weights > 0
-        rows, own = given[counts].double(), targets[counts].unsqueeze(1)
+        rows, targets = given[counts].double(), targets[counts]
+        here = shard or ClassShard.whole(rows.shape[1])
+        if not len(rows):
+            continue  # nor do ranks with the same rows say anything
         weight = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
         if weights is not None:
             weight = weights[counts].double()
-        rows = rows - rows.amax(dim=1, keepdim=True)
-        logit = rows.gather(1, own).squeeze(1)
+        known = torch.stack([rows.amax(dim=1), here.logit_of(targets, rows, elsewhere=-torch.inf)])
+        here.exchange.largest(known)
+        largest, logit = known
+        rows, logit = rows - largest.unsqueeze(1), logit - largest
         all_right &= bool((logit == 0).all())
-        probabilities = (rows * inverse).softmax(dim=1)
-        mean = (probabilities * rows).sum(dim=1)
-        variance = (probabilities * (rows - mean.unsqueeze(1)).square()).sum(dim=1)
-        terms = torch.stack([mean - logit, variance, rows.mean(dim=1) - logit, torch.ones_like(logit)])
-        sums += terms @ weight
-    sums, all_right = together.total(sums), not together.any_of(not all_right)[0]
+        exponentials = (rows * inverse).exp()
+        moments = torch.stack([exponentials.sum(1), (exponentials * rows).sum(1), rows.sum(1)])
+        here.exchange.total(moments)
+        mean = moments[1] / moments[0]
+        variance = (exponentials * (rows - mean.unsqueeze(1)).square()).sum(dim=1)
+        here.exchange.total(variance)
+        terms = [mean - logit, variance / moments[0], moments[2] / here.of - logit, torch.ones_like(logit)]
+        sums += torch.stack(terms) @ weight
+    sums, all_right = together.total(sums, group), not together.any_of(not all_right)[0]
+    if shard is not None and not shard.is_whole:  # on other hardware another rank may have rounded otherwise
+        sums = together.from_first(lambda: sums)
     slope, curvature, at_zero = (sums[:3] / sums[3].clamp(min=1e-300)).tolist()
     return _Derivatives(slope, curvature, at_zero, all_right)

@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
+from torch import Tensor, distributed
 from typing_extensions import override
 
 from crossent import runs
@@ -26,6 +27,7 @@ _WORTH_A_THREAD = 2**20
 # And so is one of more bytes in main memory, in which a copy may have no room: steps with so many weights take so long
 # that a run hardly waits for its checkpoints.
 _TOO_LARGE_TO_COPY = 2**30
+_SENT_AT_A_TIME = 2**26  # bytes of a file that other ranks do not see
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,14 @@ class CheckpointFiles(CheckpointIO):
     A checkpoint is written beside its place under a name of its own, brought to disk and renamed, so that a crash at
     any moment leaves the earlier one or the new one. It has a checksum, which `crossent.checkpoints` looks at. A large
     one is copied and written by a thread; the next one waits for it.
+
+    Args:
+        is_split: whether ranks have parts of the weights and of the optimiser: what is to be written was put together
+            for that, so that it need not be copied, and of what is read only a part is needed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_split: bool = False) -> None:
+        self._is_split = is_split
         self._writing: _Writing | None = None
 
     @override
@@ -67,12 +74,13 @@ class CheckpointFiles(CheckpointIO):
         self.wait()
         kept: Kept | None = storage_options
         total, on_cpu = _bytes(checkpoint)
-        if total < _WORTH_A_THREAD or on_cpu > _TOO_LARGE_TO_COPY:
+        if total < _WORTH_A_THREAD or (on_cpu > _TOO_LARGE_TO_COPY and not self._is_split):
             _write(checkpoint, Path(path), kept)
             return
         # What is Crossent's own never changes, and has a name for each of a million classes.
+        own = _as_it_is if self._is_split else _copy
         copy = {
-            name: part if name == KEY else apply_to_collection(part, Tensor, _copy) for name, part in checkpoint.items()
+            name: part if name == KEY else apply_to_collection(part, Tensor, own) for name, part in checkpoint.items()
         }
         self._writing = _Writing(lambda: _write(copy, Path(path), kept))
 
@@ -102,17 +110,22 @@ class CheckpointFiles(CheckpointIO):
     ) -> dict[str, Any]:
         """Reads a checkpoint; see `torch.load`.
 
-        Ranks that do not see the first one's file, on other machines, are sent what it holds.
+        Ranks that do not see the first one's file, on other machines, are sent what it holds. Where ranks have parts,
+        tensors are read from the file when they are needed, if at all.
         """
         self.wait()
 
-        def load() -> dict[str, Any]:
-            loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=weights_only)
+        def load(path: str | Path) -> dict[str, Any]:
+            lazy = self._is_split
+            loaded: dict[str, Any] = torch.load(path, map_location, weights_only=weights_only, mmap=lazy)
             return loaded
 
         first = together.from_first(lambda: seal_of(Path(path)))
         here = Path(path).exists() and seal_of(Path(path)) == first
-        return together.from_first(load) if together.any_of(not here)[0] else load()
+        if not together.any_of(not here)[0]:
+            return load(path)
+        with _sent_by_first(Path(path), needed=not here) as copy:
+            return load(path if here else copy)
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -204,6 +217,26 @@ def _bytes(checkpoint: dict[str, Any]) -> tuple[int, int]:
 
     apply_to_collection([checkpoint.get("state_dict"), checkpoint.get("optimizer_states")], Tensor, count)
     return sizes.total(), sizes["cpu"]
+
+
+@contextlib.contextmanager
+def _sent_by_first(path: Path, *, needed: bool) -> Iterator[str]:
+    """A copy of the first rank's file where it is needed, by its name; all ranks have to call this."""
+    size = together.from_first(lambda: path.stat().st_size)
+    with tempfile.NamedTemporaryFile() as copy, path.open("rb") if together.is_first() else copy as file:
+        for start in range(0, size, _SENT_AT_A_TIME):
+            part = torch.empty(min(_SENT_AT_A_TIME, size - start), dtype=torch.uint8)
+            if together.is_first():
+                file.readinto(part.numpy().data)
+            distributed.broadcast(part, src=0)
+            if needed:
+                copy.write(part.numpy().data)
+        copy.flush()
+        yield copy.name
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _copy(tensor: Tensor) -> Tensor:

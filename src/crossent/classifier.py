@@ -20,6 +20,7 @@ from crossent.metrics import Evaluation
 from crossent.open_step import OpenStep
 from crossent.optim import OptimizerFactory, SchedulerFactory
 from crossent.processes import together
+from crossent.processes.grid import Grid
 
 
 class SoftmaxClassifier(lightning.LightningModule):
@@ -35,6 +36,7 @@ class SoftmaxClassifier(lightning.LightningModule):
         scheduler: makes the learning-rate schedule, or returns None.
         l2: λ of λ/2 ‖weight‖², which is added to the mean cost; the bias is not penalised.
         record: plain values that go into every checkpoint: the configuration and the facts of the data.
+        grid: how the ranks share rows and classes, where there are several.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class SoftmaxClassifier(lightning.LightningModule):
         scheduler: SchedulerFactory = lambda optimizer, steps: None,
         l2: float = 0.0,
         record: Mapping[str, Any] | None = None,
+        grid: Grid | None = None,
     ) -> None:
         super().__init__()
         self.head = head
@@ -54,13 +57,20 @@ class SoftmaxClassifier(lightning.LightningModule):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._record = dict(record or {})
-        self.open_step = OpenStep(check=self._check_step, regularize=self._regularize)
+        self.grid = grid or Grid()
+        self.open_step = OpenStep(self._check_step, self._regularize, self.grid)
         self._loaded_steps: int | None = None
         self._first_bad: tuple[Batch, str] | None = None  # validation batch, whose cost is no number
-        self.evaluation = Evaluation(head.classes, loss.ignore_index)
+        self.evaluation = Evaluation(head.shard.of, loss.ignore_index, shard=head.shard, group=self.grid.of_my_classes)
+
+    def configure_model(self) -> None:
+        """Does nothing: the head is there, and has the weights of this rank's classes alone.
+
+        Lightning asks for this where a model is split.
+        """
 
     def forward(self, features: Tensor) -> Tensor:
-        """The logits of all classes, (rows, classes), from features, (rows, columns)."""
+        """The logits of the classes that are here, (rows, classes), from features, (rows, columns)."""
         logits: Tensor = self.head(features)
         return logits
 
@@ -95,6 +105,7 @@ class SoftmaxClassifier(lightning.LightningModule):
         taken: int = self.trainer.global_step
         assert optimizer_closure is not None
         self.open_step.evaluate, self.open_step.parameters = optimizer_closure, list(self.parameters())
+        self.open_step.sharded = list(self.head.sharded.values())
         super().optimizer_step(epoch, batch_idx, optimizer, self.open_step)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
         if every and taken % every == 0:  # 0 in Lightning's barebones mode
@@ -161,10 +172,13 @@ class SoftmaxClassifier(lightning.LightningModule):
         """Stops before an update that would make the weights NaN, which tell no more what has happened.
 
         The gradient is looked at on the CPU alone: elsewhere the answer would have to be waited for, and scaled
-        gradients may be infinite.
+        gradients may be infinite. Nor is it where classes are split, since all ranks have to stop at once: there the
+        next cost tells, or the look at the weights before they are stored.
         """
         if not math.isfinite(self.open_step.shared_cost):
             raise self._diverged(f"the cost is {self.open_step.shared_cost}")
+        if self.head.sharded:
+            return
         for name, parameter in self.named_parameters():
             gradient = parameter.grad
             if gradient is None or gradient.device.type != "cpu" or math.isfinite(gradient.sum(dtype=torch.float64)):
@@ -178,9 +192,33 @@ class SoftmaxClassifier(lightning.LightningModule):
         Raises:
             DivergedError: they are not finite.
         """
-        for name, parameter in self.named_parameters():
-            if not parameter.isfinite().all():
+        names = [name for name, _ in self.named_parameters()]
+        bad = [not parameter.isfinite().all() for parameter in self.parameters()]
+        for name, is_bad in zip(names, together.any_of(*bad), strict=True):
+            if is_bad:
                 raise grown(name, self.trainer.global_step, self._lr())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Keeps the gradient of all classes from being too long, also where each rank has its part of it."""
+        classes = self.grid.class_ranks
+        if classes is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        sharded = {id(parameter) for parameter in self.head.sharded.values()}
+        squares = self.head.weight.new_zeros(2, dtype=torch.float64)  # of this rank's part, and of what all have
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float64)
+                squares[int(id(parameter) not in sharded)] += norm.square()
+        shared = squares[1].clone()
+        classes.total(squares)
+        norm = (squares[0] + shared).sqrt().to(torch.promote_types(self.head.weight.dtype, torch.float32))
+        torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
 
     def _lr(self) -> float | None:
         lr: float | None = self.trainer.optimizers[0].param_groups[0].get("lr")
@@ -224,12 +262,14 @@ class SoftmaxClassifier(lightning.LightningModule):
     def _evaluate(self, batch: Batch) -> Cost:
         head, features = self.head, self._features(batch)
         cost, outputs = self.loss.with_outputs(features, head.weight, head.output_bias, batch.targets, batch.weights)
-        self.evaluation.update(cost, of_all_classes(outputs, head.classes), batch.targets, batch.weights)
+        self.evaluation.update(cost, of_all_classes(outputs, head.shard.classes), batch.targets, batch.weights)
         return cost
 
     def _evaluated(self, split: str) -> dict[str, float]:
         metrics = self.evaluation.metrics()
         self.evaluation.reset()
+        if self.grid.class_ranks is not None:  # on other hardware another rank may have rounded otherwise
+            metrics = together.from_first(lambda: metrics)
         steps = self.trainer.global_step if self._loaded_steps is None else self._loaded_steps
         self.record_metrics(split, steps, metrics)
         return metrics

@@ -1,12 +1,15 @@
-"""Makes objects of the user's own classes, which ``custom`` names by their import path."""
+"""Makes objects of the user's own classes, which ``custom`` names by their import path, and says how to name them."""
 
 import importlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from crossent.checking import did_you_mean
+import msgspec
+
+from crossent import config
+from crossent.checking import did_you_mean, show
 from crossent.errors import UserError
 
 T = TypeVar("T")
@@ -57,6 +60,22 @@ def _find(key: str, target: str) -> type:
     if not callable(found):
         raise UserError(f"{key}: not a class, but a {type(found).__name__}")
     return found  # type: ignore[no-any-return]  # whatever can be called to make the object
+
+
+def again(group: str, stored: Mapping[str, Any]) -> str:
+    """What to type to name a class of the user's own again.
+
+    Args:
+        group: ``loss`` or ``data``.
+        stored: the run's configuration.
+    """
+    section = dict(stored.get(group, {}))
+    typed = [f"{group}=custom", f"{group}._target_={section.pop('_target_', None)}"]
+    kind: type[msgspec.Struct] = config.CustomLoss if group == "loss" else config.CustomData
+    known = {"name", *(field.name for field in msgspec.structs.fields(kind))}
+    typed += [f"+{group}.{key}={show(value)}" for key, value in section.items() if key not in known]
+    parts = [f"{group}.{key}={section[key]}" for key in ("val_fraction", "test_fraction") if section.get(key)]
+    return " ".join(typed + parts)
 
 
 def gist(error: Exception) -> str:

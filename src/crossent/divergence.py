@@ -64,7 +64,7 @@ def _logits(head: Head, batch: Batch) -> tuple[float, float]:
     """The largest logit by size, and the largest gap between two of a row."""
     features = batch.features.to(head.weight.dtype)
     largest, spread = 0.0, 0.0
-    for rows in features.split(evaluation_rows(head.classes, features.shape[1])) if len(features) else ():
+    for rows in features.split(evaluation_rows(head.shard.classes, features.shape[1])) if len(features) else ():
         logits = head(rows)
         largest = _larger(largest, logits.abs().max())
         spread = _larger(spread, (logits.amax(dim=1) - logits.amin(dim=1)).max())

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from crossent import config
 from crossent.data.module import DataModule
 from crossent.errors import UserError
-from crossent.losses import backends
+from crossent.losses import backends, products
 from crossent.processes.world import ALONE, World
 
 # Numbers that are held at most for each logit of a batch while its cost and gradient are found: measured were 2 to 3
@@ -48,8 +48,8 @@ def estimate(chosen: config.TrainConfig, data: DataModule, world: World = ALONE)
         data: the rows; after its ``setup``.
         world: the processes that share a step; each holds so much.
     """
-    weights = len(data.facts.classes) * len(data.facts.columns) * _number(chosen)
-    rows, classes = -(-data.batch_rows // world.ranks), len(data.facts.classes)
+    rows, classes = _share(data.batch_rows, data, world)
+    weights = classes * len(data.facts.columns) * _number(chosen)
     return {
         "features": data.bytes_in_memory,
         "weights": weights,
@@ -72,7 +72,11 @@ def warning(chosen: config.TrainConfig, data: DataModule, world: World = ALONE) 
     """What to say ahead of a run that needs more than there is; a system that is out of memory kills without a word."""
     found = room()
     needed = sum(estimate(chosen, data, world).values()) - data.bytes_in_memory  # which are there already
-    if found is None or needed * world.local_ranks < found.free:
+    needed *= world.local_ranks
+    if world.class_shards > 1:  # whose parts the first rank puts together for a checkpoint
+        whole = estimate(chosen, data)
+        needed += whole["weights"] + whole["the optimizer"]
+    if found is None or needed < found.free:
         return None
     said = _need(chosen, data, world), _remedies(chosen, data, world)
     return f"{_size(found.free)} of memory are free, but {said[0]}; {said[1]}"
@@ -89,20 +93,26 @@ def _remedies(chosen: config.TrainConfig, data: DataModule, world: World) -> str
     """The options that need less, those that spare most first."""
     parts = estimate(chosen, data, world)
     features, weights, _, states, logits = parts.values()
-    rows, classes = data.batch_rows, len(data.facts.classes)
-    fewer = max(1, rows // 4)
+    fewer = max(1, data.batch_rows // 4)
     spared = {
-        f"data.batch_size={fewer}": logits - _logits(chosen, -(-fewer // world.ranks), classes),
+        f"data.batch_size={fewer}": logits - _logits(chosen, *_share(fewer, data, world)),
         "optimizer=sgd": states,
         "accelerator.precision=bf16-true": (2 * weights + states) * (_number(chosen) - 2) // _number(chosen),
     }
+    if world.class_shards > 1:
+        spared["more accelerator.devices"] = (2 * weights + states) // 2
     if isinstance(chosen.data, config.FileData):
         spared["data.in_memory=false"] = features
     if isinstance(chosen.loss, config.RowLoss | config.AutoLoss):
-        spared["loss.backend=chunked"] = logits - backends.SLICE_BYTES
+        spared["loss.backend=chunked"] = logits - products.SLICE_BYTES
     worth = [key for key, size in spared.items() if size > _WORTH_NAMING * sum(parts.values())]
     best = sorted(worth, key=lambda key: -spared[key])
     return f"{' or '.join(best)} needs less" if best else "it takes a larger machine"
+
+
+def _share(rows: int, data: DataModule, world: World) -> tuple[int, int]:
+    """The rows and classes of a process at most."""
+    return -(-rows // world.row_shards), -(-len(data.facts.classes) // world.class_shards)
 
 
 def _logits(chosen: config.TrainConfig, rows: int, classes: int) -> int:
@@ -112,7 +122,7 @@ def _logits(chosen: config.TrainConfig, rows: int, classes: int) -> int:
     if not isinstance(loss, config.RowLoss | config.AutoLoss):
         return size * _COPIES_WITHOUT_STATISTICS
     chunked = backends.choose(loss.backend, rows, classes) == "chunked"
-    return min(size * _COPIES, backends.SLICE_BYTES) if chunked else size * _COPIES
+    return min(size * _COPIES, products.SLICE_BYTES) if chunked else size * _COPIES
 
 
 def _number(chosen: config.TrainConfig) -> int:

@@ -4,13 +4,14 @@ torchmetrics has the same metrics, but up to 1.9 its calibration error keeps eve
 a table of classes × classes, and none of them takes weights. Its base class, which adds up over ranks, is used.
 """
 
-import copy
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torchmetrics import Metric
 
+from crossent.class_shard import ClassShard
 from crossent.losses.base import Cost
 from crossent.processes import together
 
@@ -22,7 +23,7 @@ _TOP = 5
 
 
 class WeightedMean(Metric):
-    """Σ weight · value / Σ weight, over all batches and ranks; NaN shows.
+    """Σ weight · value / Σ weight, over all batches and ranks, or those of a group; NaN shows.
 
     torchmetrics has a MeanMetric, but up to 1.9 it either leaves NaN out or, with ``nan_strategy="disable"``, takes
     every weight for 1.
@@ -32,8 +33,9 @@ class WeightedMean(Metric):
     total: Tensor
     weight: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, group: ProcessGroup | None = None) -> None:
+        super().__init__(sync_on_compute=False)  # which would have every rank keep what all others have
+        self._group = group
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("weight", torch.zeros(()), dist_reduce_fx="sum")
 
@@ -45,8 +47,10 @@ class WeightedMean(Metric):
         self.weight = self.weight + weights.sum()
 
     def compute(self) -> Tensor:
-        """The mean, a scalar; 0 where nothing has a weight."""
-        return self.total / _nonzero(self.weight)
+        """The mean, a scalar; 0 where nothing has a weight. All ranks have to call this."""
+        total, weight = together.total(torch.stack([self.total, self.weight]), self._group)
+        mean: Tensor = total / _nonzero(weight)
+        return mean
 
 
 class PerClass(NamedTuple):
@@ -105,6 +109,63 @@ class Reliability(NamedTuple):
         return (self.weight * (self.accuracy - self.confidence).abs()).sum() / _nonzero(self.weight.sum())
 
 
+class Judgement(NamedTuple):
+    """What logits tell of rows whose targets are known; (rows,) each.
+
+    Attributes:
+        predicted: the class with the largest logit, the first one of several.
+        ahead: how many classes rank before the target: their logits are larger, or as large and they come first.
+        nll: −log p of the target.
+        confidence: p of the class that is predicted.
+        brier: Σ (p − one-hot)² over all classes.
+    """
+
+    predicted: Tensor
+    ahead: Tensor
+    nll: Tensor
+    confidence: Tensor
+    brier: Tensor
+
+
+def judge(logits: Tensor, targets: Tensor, shard: ClassShard) -> Judgement:
+    """Looks at logits; ranks that have different classes of the rows do so together, with messages of a few numbers.
+
+    Args:
+        logits: (rows, classes), float32 or wider; of the classes that are here.
+        targets: (rows,), int64, from 0 to classes - 1.
+        shard: the classes that are here.
+    """
+    predicted, largest = predict(logits, shard)
+    logit = shard.logit_of(targets, logits, elsewhere=-torch.inf)
+    shard.exchange.largest(logit)
+    beside = (targets - shard.first).unsqueeze(1) > torch.arange(shard.classes, device=logits.device)
+    ahead = ((logits > logit.unsqueeze(1)) | ((logits == logit.unsqueeze(1)) & beside)).sum(dim=1)
+    exponentials = (logits - largest.unsqueeze(1)).exp_()
+    sums = torch.stack([exponentials.sum(dim=1), exponentials.square().sum(dim=1), ahead.to(logits.dtype)])
+    shard.exchange.total(sums)
+    total, squares, ahead = sums
+    # The logarithm is 0 or more, and so is the difference.
+    nll = total.log() + (largest - logit)
+    brier = 1 - 2 * (-nll).exp() + squares / total.square()
+    return Judgement(predicted, ahead, nll, 1 / total, brier)
+
+
+def predict(logits: Tensor, shard: ClassShard) -> tuple[Tensor, Tensor]:
+    """The class with the largest logit of each row, the first one of several, and that logit, (rows,) each.
+
+    Args:
+        logits: (rows, classes); of the classes that are here.
+        shard: these classes.
+    """
+    own, place = logits.max(dim=1)
+    largest = own.clone()
+    shard.exchange.largest(largest)
+    # The first of all places is the largest of the negative ones. NaN is at none, and counts as the last class.
+    predicted = -(place + shard.first).where(own == largest, shard.of - 1)
+    shard.exchange.largest(predicted)
+    return -predicted, largest
+
+
 class Scores(Metric):
     """What logits tell of how good a classifier is, over all batches and ranks.
 
@@ -120,6 +181,8 @@ class Scores(Metric):
 
     Args:
         classes: how many.
+        shard: those whose logits are here, where others are elsewhere.
+        group: the ranks that have other rows; None: all ranks.
     """
 
     full_state_update = False
@@ -127,8 +190,10 @@ class Scores(Metric):
     by_class: Tensor  # (3, classes), as PerClass has them
     bins: Tensor  # (3, bins), sums of what Reliability has
 
-    def __init__(self, classes: int) -> None:
-        super().__init__()
+    def __init__(self, classes: int, shard: ClassShard | None = None, group: ProcessGroup | None = None) -> None:
+        super().__init__(sync_on_compute=False)
+        self._shard = shard or ClassShard.whole(classes)
+        self._group = group
         # float32, since an Apple GPU has nothing wider; other devices widen it when the first batch comes.
         self.add_state("sums", torch.zeros(5), dist_reduce_fx="sum")
         self.add_state("by_class", torch.zeros(3, classes), dist_reduce_fx="sum")
@@ -138,24 +203,19 @@ class Scores(Metric):
         """Takes in rows.
 
         Args:
-            logits: (rows, classes).
+            logits: (rows, classes); of the classes that are here.
             targets: (rows,), int64, from 0 to classes - 1.
             weights: (rows,), or None: every row counts once.
         """
         wide = _wide(logits)
         for name in ("sums", "by_class", "bins"):
             setattr(self, name, getattr(self, name).to(wide))
+        if not len(targets):
+            return  # nor do ranks with the same rows say anything
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         weights = torch.ones_like(targets, dtype=wide) if weights is None else weights.to(wide)
-        logarithms = logits.log_softmax(dim=1)
-        own = targets.unsqueeze(1)
-        nll = -logarithms.gather(1, own).squeeze(1)
-        predicted = logits.argmax(dim=1)
+        predicted, ahead, nll, confidence, brier = judge(logits, targets, self._shard)
         right = predicted == targets
-        confidence = logarithms.gather(1, predicted.unsqueeze(1)).squeeze(1).exp()
-        ahead = _ranked_higher(logits, own) if logits.shape[1] > _TOP else torch.zeros_like(targets)
-        probabilities = logarithms.exp_()
-        brier = 1 - 2 * probabilities.gather(1, own).squeeze(1) + probabilities.square().sum(dim=1)
         rows = torch.stack(
             [right.to(wide), (ahead < _TOP).to(wide), nll.to(wide), brier.to(wide), torch.ones_like(weights)]
         )
@@ -168,7 +228,10 @@ class Scores(Metric):
             self.bins[place].index_add_(0, bins, weight)
 
     def compute(self) -> dict[str, Tensor]:
-        """Every metric by its name, a scalar each."""
+        """Every metric by its name, a scalar each. All ranks have to call this."""
+        return self.of_all_ranks()._metrics()
+
+    def _metrics(self) -> dict[str, Tensor]:
         accuracy, top, nll, brier = (self.sums[:4] / _nonzero(self.sums[4])).unbind()
         classes = self.per_class
         present, met = classes.support > 0, classes.support + classes.predicted > 0
@@ -184,9 +247,9 @@ class Scores(Metric):
 
     def of_all_ranks(self) -> "Scores":
         """What all ranks have taken in; all of them have to call this."""
-        scores = copy.deepcopy(self)
+        scores = Scores(self._shard.of)
         for name in ("sums", "by_class", "bins"):
-            setattr(scores, name, together.total(getattr(self, name)))
+            setattr(scores, name, together.total(getattr(self, name), self._group))
         return scores
 
     @property
@@ -207,6 +270,8 @@ class Evaluation(nn.Module):
     Args:
         classes: how many.
         ignore_index: the target of rows that count for nothing.
+        shard: the classes whose logits are here, where others are elsewhere.
+        group: the ranks that have other rows; None: all ranks.
 
     Attributes:
         temperature: by which logits are divided to calibrate them; None: they are not.
@@ -214,12 +279,19 @@ class Evaluation(nn.Module):
         calibrated: of the logits so divided, where there is a temperature.
     """
 
-    def __init__(self, classes: int, ignore_index: int) -> None:
+    def __init__(
+        self,
+        classes: int,
+        ignore_index: int,
+        *,
+        shard: ClassShard | None = None,
+        group: ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
         self.temperature: float | None = None
-        self.scores = Scores(classes)
-        self.calibrated = Scores(classes)
-        self._costs = WeightedMean()
+        self.scores = Scores(classes, shard, group)
+        self.calibrated = Scores(classes, shard, group)
+        self._costs = WeightedMean(group)
         self._ignored = ignore_index
 
     def update(self, cost: Cost | None, logits: Tensor, targets: Tensor, weights: Tensor | None) -> None:
@@ -227,7 +299,7 @@ class Evaluation(nn.Module):
 
         Args:
             cost: of the rows; None: nobody wants to know.
-            logits: (rows, classes), before they are calibrated.
+            logits: (rows, classes), before they are calibrated; of the classes that are here.
             targets: (rows,), from 0 to classes - 1, or ``ignore_index``.
             weights: (rows,), or None: every row counts once.
         """
@@ -244,7 +316,10 @@ class Evaluation(nn.Module):
             self.calibrated.update(logits / self.temperature, targets, weights)
 
     def metrics(self) -> dict[str, float]:
-        """Every metric by its name; what a temperature changes, where there is one, as ``<metric>_calibrated``, too."""
+        """Every metric by its name, of all ranks, which have to call this.
+
+        What a temperature changes, where there is one, is there as ``<metric>_calibrated``, too.
+        """
         metrics: dict[str, Tensor] = dict(self.scores.compute())
         if self._costs.update_called:
             metrics = {"cost": self._costs.compute(), **metrics}
@@ -257,13 +332,6 @@ class Evaluation(nn.Module):
         """Forgets all rows."""
         for each in (self._costs, self.scores, self.calibrated):
             each.reset()
-
-
-def _ranked_higher(logits: Tensor, own: Tensor) -> Tensor:
-    """How many classes come before the target, (rows,)."""
-    logit = logits.gather(1, own)
-    earlier = torch.arange(logits.shape[1], device=logits.device) < own
-    return ((logits > logit) | ((logits == logit) & earlier)).sum(dim=1)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -1,7 +1,6 @@
 """The optimiser step under way, which may take several batches, several evaluations and several ranks."""
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from crossent.data.loader import Batch
 from crossent.losses import Cost
 from crossent.processes import together
+from crossent.processes.grid import Grid
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,12 @@ class OpenStep:
     Args:
         check: looks at cost and gradient of the first evaluation, before the update.
         regularize: adds the penalty's gradient to what ranks have added up.
+        grid: how the ranks share rows and classes.
 
     Attributes:
         evaluate: the optimiser's closure, which finds cost and gradient.
         parameters: whose gradients those are.
+        sharded: those of them of which other ranks have the parts of other classes.
         is_first: whether the next evaluation is the step's first one.
         place: the batch that was evaluated last, and its index in the epoch; None between steps.
         wishes: what this rank wants done after the step; asked at every evaluation that ranks share.
@@ -36,11 +38,15 @@ class OpenStep:
         shared_cost: the mean cost a row over all ranks, of the evaluation before; 0 where there are no others.
     """
 
-    def __init__(self, check: Callable[[], None], regularize: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, check: Callable[[], None], regularize: Callable[[], None] = lambda: None, grid: Grid | None = None
+    ) -> None:
         self._check = check
         self._regularize = regularize
+        self._grid = grid or Grid()
         self.evaluate: Callable[[], Any] = lambda: None
         self.parameters: Sequence[nn.Parameter] = ()
+        self.sharded: Sequence[nn.Parameter] = ()
         self.is_first = True
         self.place: tuple[Batch, int] | None = None
         self.wishes: Callable[[], Sequence[bool]] = tuple
@@ -49,10 +55,12 @@ class OpenStep:
         self._costs: list[Cost] = []
         self._penalty: Tensor | None = None
         self._assumed = 0.0
-        self._metrics: dict[str, float] | None = None
+        self._first: tuple[float, Tensor | None] | None = None  # the cost and the penalty before the update
         self._warned = False
 
     def __call__(self) -> Any:
+        if self._grid.class_ranks is not None:
+            self._grid.class_ranks.wishes = self.wishes
         result = self.evaluate()
         if together.ranks() > 1:
             result = self._add_up()
@@ -119,34 +127,63 @@ class OpenStep:
         return cost.mean * (cost.weight * batches / self._assumed)
 
     def _add_up(self) -> Tensor:
-        """Turns the gradients of this rank's rows into those of all rows, and returns the objective that all share."""
-        gradients = []
+        """Turns the gradients of this rank's rows into those of all rows, and returns the objective that all share.
+
+        Where classes are split, that is without the penalty: each rank knows its part of it, and no optimiser that
+        works number by number asks for more.
+        """
+        gradients: list[Tensor] = []
+        of_shard: list[Tensor] = []
+        sharded = {id(parameter) for parameter in self.sharded}
         for parameter in self.parameters:
             if parameter.requires_grad:
                 if parameter.grad is None:  # no row of this rank's has led there
                     parameter.grad = torch.zeros_like(parameter)
-                gradients.append(parameter.grad)
+                (of_shard if id(parameter) in sharded else gradients).append(parameter.grad)
         own = sum(float(cost.mean) * float(cost.weight) for cost in self._costs)
         weight = sum(float(cost.weight) for cost in self._costs)
-        total, weight, *wishes = together.add_up(gradients, [own, weight, *map(float, self.wishes())])
-        self.granted = tuple(wish > 0 for wish in wishes)
+        classes = self._grid.class_ranks
+        if classes is None:
+            wishes = self.wishes()
+        else:
+            wishes = classes.heard(of_shard[0])
+            classes.wishes = tuple
+            for gradient in gradients:  # each rank's classes have led there
+                classes.total(gradient)
+        if self._grid.rows > 1:
+            group = self._grid.of_my_classes
+            if of_shard:
+                # In messages of their own: the others are as long for every shard, and so add up to the same bits.
+                together.add_up(of_shard, (), group)
+            numbers = [own, weight, *map(float, wishes)]
+            own, weight, *summed = together.add_up(gradients or [of_shard[0].new_empty(0)], numbers, group)
+            wishes = [wish > 0 for wish in summed]
+        self.granted = tuple(wishes)
         weight = self._nonzero(weight)
         if weight != self._assumed:
-            for gradient in gradients:
+            for gradient in (*gradients, *of_shard):
                 gradient.mul_(self._assumed / weight)
         self._regularize()
-        self.shared_cost = total / weight
-        metrics = self._with_penalty(self.shared_cost)
+        self.shared_cost = own / weight
         if self.is_first:
-            self._metrics = metrics
-        return torch.tensor(math.fsum(metrics.values()), dtype=torch.float64)
+            self._first = self.shared_cost, self._penalty
+        penalty = 0.0 if self._penalty is None or classes is not None else float(self._penalty)
+        return torch.tensor(self.shared_cost + penalty, dtype=torch.float64)
 
     def metrics(self) -> dict[str, float]:
-        """The mean cost a row of all batches of the step, and the penalty where there is one."""
-        if self._metrics is not None:
-            return self._metrics
-        weight = self._nonzero(sum(float(cost.weight) for cost in self._costs))
-        return self._with_penalty(sum(float(cost.mean) * float(cost.weight) for cost in self._costs) / weight)
+        """The mean cost a row of all batches of the step, and the penalty where there is one; all ranks call this."""
+        if self._first is not None:
+            cost, penalty = self._first
+        else:
+            weight = self._nonzero(sum(float(cost.weight) for cost in self._costs))
+            cost = sum(float(cost.mean) * float(cost.weight) for cost in self._costs) / weight
+            penalty = self._penalty
+        if penalty is None:
+            return {"cost": cost}
+        if self._grid.class_ranks is not None:
+            penalty = penalty.clone()
+            self._grid.class_ranks.total(penalty)
+        return {"cost": cost, "penalty": float(penalty)}
 
     def clear(self) -> None:
         """Makes ready for the next step."""
@@ -154,9 +191,6 @@ class OpenStep:
         self.is_first = True
         self.place = None
         self._assumed = 0.0
-
-    def _with_penalty(self, cost: float) -> dict[str, float]:
-        return {"cost": cost} if self._penalty is None else {"cost": cost, "penalty": float(self._penalty)}
 
     def _nonzero(self, weight: float) -> float:
         """The weight of all batches; 1 where no row counts, so that the cost is 0."""

@@ -17,6 +17,7 @@ from crossent.errors import UserError
 from crossent.head import Head
 from crossent.loggers import LastPoints
 from crossent.processes import together
+from crossent.processes.grid import Grid
 from crossent.processes.world import World
 from crossent.resuming import Origin
 
@@ -96,9 +97,12 @@ def _build(
 ) -> Run:
     _check_validation(chosen, module)
     classes, columns = len(module.facts.classes), len(module.facts.columns)
-    loss = losses.build(chosen.loss, module.facts.class_counts)
+    grid = Grid.of(world, chosen.accelerator)
+    shard = grid.shard(classes)
+    loss = losses.build(chosen.loss, module.facts.class_counts, shard)
     outputs = loss.outputs(classes)
-    head = Head(columns, classes, outputs, bias=chosen.model.bias, init=chosen.model.init, seed=chosen.seed)
+    model = chosen.model
+    head = Head(columns, classes, outputs, bias=model.bias, init=model.init, seed=chosen.seed, shard=shard)
     classifier = SoftmaxClassifier(
         head,
         loss,
@@ -106,6 +110,7 @@ def _build(
         scheduler=partial(optim.build_scheduler, chosen.scheduler),
         l2=chosen.model.l2,
         record={"config": plain, "data": module.facts.to_plain()},
+        grid=grid,
     )
     if chosen.accelerator.precision == "64-true":
         classifier.double()  # Lightning would only do so after it has loaded a checkpoint, and so round its weights
@@ -113,8 +118,15 @@ def _build(
     optimizer = together.agreed(lambda: optim.build_optimizer(chosen.optimizer, classifier.parameters()))
     if isinstance(optimizer, torch.optim.LBFGS) and chosen.trainer.accumulate_grad_batches > 1:
         raise UserError(config.ACCUMULATED_LBFGS)
+    if shard is not None and not optim.is_elementwise(optimizer):
+        raise UserError(
+            f"optimizer._target_={type(optimizer).__module__}.{type(optimizer).__qualname__}: has only this process's "
+            "classes to look at; if each weight's step depends on that weight alone, say so by 'elementwise = True' in "
+            "the class"
+        )
     last = LastPoints()
-    loop = trainer.build(chosen, directory, last, validates=module.rows("val") > 0, origin=origin, world=world)
+    validates = module.rows("val") > 0
+    loop = trainer.build(chosen, directory, last, validates=validates, origin=origin, world=world, grid=grid)
     if origin is not None:
         origin.check_data(module.facts, directory)
         origin = together.from_first(partial(origin.adopt, directory))

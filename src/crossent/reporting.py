@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 
 import lightning.pytorch as lightning
-import torch
 
 from crossent import config, runs
 from crossent.classifier import SoftmaxClassifier
@@ -30,6 +29,8 @@ _SAID_IN_EVERY_RUN = (
     "Detected KeyboardInterrupt",
     "Loaded model weights",
     "Loading `train_dataloader` to estimate",
+    "You are using a CUDA device",  # and could round its products more
+    "LOCAL_RANK: ",
 )
 
 
@@ -45,6 +46,8 @@ def quieten() -> None:
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     # The curves are written by the steps themselves, whatever the length of an epoch.
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
+    # Whoever chose the CPU knows.
+    warnings.filterwarnings("ignore", "GPU available but not used")
     # Our loader has no workers: its batches are slices of what is in memory.
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
     # No such split is an empty list of loaders, which Lightning asks for; it looks again under overfit_batches.
@@ -86,15 +89,8 @@ def print_header(
     )
     log.info("loss       %s", loss)
     log.info("optimizer  %s%s, %s a step", _name(chosen.optimizer), rate, batch)
-    log.info("device     %s, %s", _devices(loop.strategy.root_device, world), loop.precision)
+    log.info("device     %s, %s", world.described(str(loop.strategy.root_device)), loop.precision)
     log.info("run        %s\n", shown(directory))
-
-
-def _devices(first: torch.device, world: World) -> str:
-    if world.ranks == 1:
-        return str(first)
-    machines = f" on {world.machines} machines" if world.machines > 1 else ""
-    return f"{world.ranks} processes{machines}, each with its share of the rows, on {first.type}"
 
 
 def print_resume(origin: Origin) -> None:

@@ -182,7 +182,7 @@ def _load(path: Path) -> dict[str, Any]:
     """
     checkpoints.check(path)  # PyTorch looks at no checksum
     try:
-        stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        stored: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         found = {name: stored[name] for name in ("global_step", "epoch", KEY)}
         _ = found[KEY]["config"], found[KEY]["data"]
         between_steps = stored["callbacks"]["LastCheckpoint"].get("between_steps")

@@ -23,6 +23,7 @@ from crossent.custom import make
 from crossent.errors import UserError
 from crossent.loggers import LastPoints, TensorBoard
 from crossent.processes import strategy
+from crossent.processes.grid import Grid
 from crossent.processes.world import World
 from crossent.resuming import Origin
 
@@ -54,6 +55,7 @@ def build(
     validates: bool,
     origin: Origin | None,
     world: World,
+    grid: Grid,
 ) -> lightning.Trainer:
     """Makes the Trainer.
 
@@ -64,6 +66,7 @@ def build(
         validates: whether there is a val split.
         origin: what the run goes on from, or None for a new run.
         world: the processes that share the run.
+        grid: how they share rows and classes.
 
     Raises:
         UserError: arguments that Lightning refuses, or an accelerator that this machine does not have.
@@ -78,7 +81,7 @@ def build(
         if world.is_first:
             arguments["logger"] += _loggers(chosen, directory, None if origin is None else origin.step)
         arguments["enable_checkpointing"] = chosen.trainer.enable_checkpointing and not chosen.trainer.fast_dev_run
-        files = CheckpointFiles()
+        files = CheckpointFiles(is_split=grid.columns > 1)
         saved = None if origin is None or origin.checkpoint is None else origin.step
         arguments["callbacks"] = _callbacks(chosen, directory, last, files, validates=validates, saved=saved)
         if world.is_first:
@@ -87,11 +90,13 @@ def build(
     if not validates:
         arguments["limit_val_batches"] = 0
     arguments |= _hardware(chosen.accelerator) | {"devices": 1, "num_nodes": 1}
+    arguments["precision"] = chosen.accelerator.precision
     if world.ranks > 1:
-        arguments |= strategy.arguments(world)
-        arguments["plugins"] = [*arguments.get("plugins", []), strategy.Ranks(world)]
+        plugins = arguments.pop("plugins", [])
+        arguments |= strategy.arguments(world, grid, chosen.accelerator.precision)
+        arguments["plugins"] += plugins
     try:
-        trainer = lightning.Trainer(**arguments, precision=chosen.accelerator.precision, default_root_dir=directory)
+        trainer = lightning.Trainer(**arguments, default_root_dir=directory)
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     if world.ranks > 1:
@@ -158,13 +163,13 @@ def _hardware(chosen: config.AnyAccelerator) -> dict[str, Any]:
                         f"accelerator._target_={chosen.class_path}: has to be a Lightning Accelerator or Strategy, "
                         f"not a {type(other).__name__}"
                     )
-        case config.GpuAccelerator() | config.DdpAccelerator():
+        case config.GpuAccelerator() | config.DdpAccelerator() | config.ClassParallelAccelerator():
             devices.check(str(chosen.__struct_config__.tag))
             return {"accelerator": "cuda"}
         case config.MpsAccelerator():
             devices.check("mps")
             return {"accelerator": "mps"}
-        case config.CpuAccelerator() | config.DdpCpuAccelerator():
+        case config.CpuAccelerator() | config.DdpCpuAccelerator() | config.ClassParallelCpuAccelerator():
             return {"accelerator": "cpu"}
         case config.AutoAccelerator():
             return {"accelerator": "auto"}

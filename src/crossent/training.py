@@ -139,7 +139,8 @@ def _calibrate(run: Run) -> None:
     assert not isinstance(batches, list)  # the configuration has seen that there are validation rows
     stored = runs.StoredRun(run.directory)
     paths = together.from_first(lambda: [path for path in (stored.best, stored.last) if path.exists()])
-    steps, metrics = calibrate(paths, run.classifier.head, batches, run.classifier.loss.ignore_index)
+    head, group = run.classifier.head, run.classifier.grid.of_my_classes
+    steps, metrics = calibrate(paths, head, batches, run.classifier.loss.ignore_index, group)
     run.classifier.record_metrics("val", steps, metrics)
 
 
@@ -152,13 +153,19 @@ def _test(run: Run) -> None:
     )
 
 
+def _most_weights(run: Run) -> int:
+    """Of any rank, so that all decide alike."""
+    shard, columns = run.classifier.head.shard, run.classifier.head.weight.shape[1]
+    return -(-shard.of // run.world.class_shards) * columns
+
+
 @contextlib.contextmanager
 def _process_settings(chosen: config.TrainConfig, run: Run) -> Iterator[None]:
     """Sets how many CPU threads work on one operation; afterwards it and ``deterministic`` are as they were."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if chosen.accelerator.threads != "auto":
         torch.set_num_threads(chosen.accelerator.threads)
-    elif run.data.batch_rows // run.world.ranks * run.classifier.head.weight.numel() < _TINY:
+    elif run.data.batch_rows // run.world.row_shards * _most_weights(run) < _TINY:
         torch.set_num_threads(1)
     try:
         yield

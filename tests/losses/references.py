@@ -18,7 +18,7 @@ from torch import Tensor
 from crossent import losses
 from crossent.custom import make
 from crossent.errors import UserError
-from crossent.losses import LogitLoss, Loss, RowLoss, Statistics, backends
+from crossent.losses import LogitLoss, Loss, RowLoss, Statistics, products
 from crossent.losses.base import Backend
 
 #: Cost of each row, (rows,), from logits, (rows, outputs), targets, (rows,), and class weights, (classes,).
@@ -152,7 +152,8 @@ def expected(case: Case, problem: Problem, dtype: torch.dtype = torch.float64) -
     if formula is None:
         loss = case.configured(problem)
         formula = own_formula(loss)
-        offset = loss.offset(bias, weight) if isinstance(loss, RowLoss) else bias
+        added = loss.added(weight) if isinstance(loss, RowLoss) else None
+        offset = bias if added is None else added if bias is None else added + bias
 
     logits = F.linear(features[kept], weight, offset).to(exact)
     if case.tau:
@@ -194,8 +195,9 @@ def slices(classes: int, dtype: torch.dtype, rows: int = 5, block: int = 2) -> I
     """The backend ``chunked`` takes slices of so few rows, and does them in blocks of even fewer."""
     row = classes * max(dtype.itemsize, 4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "slice_rows", lambda weight, itemsize: rows)
-        patch.setattr(backends, "_BLOCK_BYTES", block * row)
+        patch.setattr(products, "slice_rows", lambda weight, itemsize: rows)
+        patch.setattr(products, "_BLOCK_BYTES", block * row)
+        patch.setattr(products.Products, "class_parts", lambda self: products._parts(self.classes, block))
         patch.setattr(torch, "get_num_threads", lambda: 1)  # blocks grow with the threads
         yield
 

@@ -42,7 +42,7 @@ def test_the_example_is_proved_without_a_test_of_its_own(mine: Path) -> None:
             "no:xdist",
         ],
         cwd=TOP,
-        env={**os.environ, "PYTHONPATH": str(mine)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(mine), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
         timeout=120,

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from sklearn._loss import HalfBinomialLoss, HalfMultinomialLoss
 from torch import Tensor
 
-from crossent.losses import Binary, Cost, CrossEntropy, Loss, NegativeLogLikelihood, backends
+from crossent.losses import Binary, Cost, CrossEntropy, Loss, NegativeLogLikelihood, products
 
 Backend = Literal["dense", "chunked"]
 Reduction = Literal["mean", "sum", "none"]
@@ -37,8 +37,8 @@ F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat1
 @pytest.fixture(autouse=True)
 def many_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that these small cases, too, take several slices and blocks, the last of them not full."""
-    monkeypatch.setattr(backends, "slice_rows", lambda weight, itemsize: max(1, 2**13 // len(weight)))
-    monkeypatch.setattr(backends, "_BLOCK_BYTES", 2**12)
+    monkeypatch.setattr(products, "slice_rows", lambda weight, itemsize: max(1, 2**13 // len(weight)))
+    monkeypatch.setattr(products, "_BLOCK_BYTES", 2**12)
 
 
 @dataclass
@@ -109,8 +109,8 @@ PROBABILITIES, DIMENSIONS = "probability targets", "more than two dimensions"
 
 
 def test_pytorchs_sample_inputs(tmp_path: Path, record_property: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "slice_rows", lambda weight, itemsize: 3)
-    monkeypatch.setattr(backends, "_BLOCK_BYTES", 32)
+    monkeypatch.setattr(products, "slice_rows", lambda weight, itemsize: 3)
+    monkeypatch.setattr(products, "_BLOCK_BYTES", 32)
     path = tmp_path / "samples.pt"
     subprocess.run([sys.executable, "-c", DUMP_SAMPLES, str(path)], check=True)
     names = {"nn.functional.cross_entropy"}

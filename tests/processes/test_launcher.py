@@ -15,6 +15,7 @@ import torch
 
 from conftest import Run, Train, assert_answered_in_one_line, assert_same_run, curves, unmeasured, wait_until
 from crossent import checkpoints
+from crossent.config.running import does_not_divide
 from crossent.processes import watching
 
 RUN = (
@@ -29,6 +30,7 @@ RUN = (
 )
 TWO = ("accelerator=ddp_cpu", "accelerator.devices=2")
 THREE = ("accelerator=ddp_cpu", "accelerator.devices=3")
+SPLIT = ("accelerator=class_parallel_cpu",)
 ENDLESS = ("trainer.max_steps=10000000", "trainer.max_time=00:00:01:00")
 CHECKPOINT = Path("run/checkpoints/last.ckpt")
 
@@ -198,7 +200,10 @@ def test_a_fault_in_the_code_of_a_rank_shows_where_it_was(start: Train, workplac
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["accelerator=ddp"], "accelerator=ddp: this machine shows no GPU; accelerator=ddp_cpu shares the rows"),
+        (
+            ["accelerator=ddp"],
+            "accelerator=ddp: this machine shows no GPU; accelerator=ddp_cpu takes processes on its CPU",
+        ),
         (
             ["accelerator=ddp_cpu", "accelerator.num_nodes=2"],
             "accelerator.num_nodes=2: the processes of several",
@@ -210,6 +215,38 @@ def test_a_fault_in_the_code_of_a_rank_shows_where_it_was(start: Train, workplac
         ),
         (["accelerator=ddp_cpu", "accelerator.timeout=0"], "accelerator.timeout=0: expected a number > 0"),
         ([*TWO, "loss=custom", "loss._target_=nope.Loss"], "loss._target_=nope.Loss: no module named 'nope'"),
+        (
+            ["accelerator=class_parallel"],
+            "accelerator=class_parallel: this machine shows no GPU; accelerator=class_parallel_cpu takes processes",
+        ),
+        (
+            [*SPLIT, "loss=one_hot"],
+            "loss=one_hot: needs the logits of all classes of a row, and with accelerator=class_parallel_cpu",
+        ),
+        ([*SPLIT, "loss=hinge"], "loss=hinge: needs the logits of all classes of a row"),
+        ([*SPLIT, "optimizer=lbfgs"], "optimizer=lbfgs: searches along the gradient by all weights"),
+        (
+            [*SPLIT, "accelerator.precision=16-mixed"],
+            "accelerator.precision=16-mixed: scales gradients by what they have been",
+        ),
+        (
+            [*SPLIT, "accelerator.class_shards=3"],
+            f"accelerator.class_shards=3: {does_not_divide(2)}",
+        ),
+        (
+            [*SPLIT, "accelerator.devices=4", "accelerator.class_shards=3"],
+            f"accelerator.class_shards=3: {does_not_divide(4)}",
+        ),
+        ([*SPLIT, "accelerator.devices=4"], "accelerator: 4 processes cannot share out 3 classes"),
+        ([*SPLIT, "data=breast_cancer"], "loss=auto: for 2 classes that is binary, whose one output cannot be split"),
+        (
+            [*SPLIT, "loss=custom", "loss._target_=crossent.losses.OneHot"],
+            "loss=custom: OneHot needs the logits of all classes of a row, and no process has all of them;",
+        ),
+        (
+            [*SPLIT, "optimizer=custom", "optimizer._target_=torch.optim.LBFGS"],
+            "optimizer._target_=torch.optim.lbfgs.LBFGS: has only this process's classes to look at;",
+        ),
     ],
     ids=lambda each: each[-1] if isinstance(each, list) else "",
 )

@@ -1,6 +1,7 @@
 """Sweeps of runs that several ranks share."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from multiprocessing import active_children
@@ -94,7 +95,7 @@ def test_all_ranks_have_the_values_that_a_sampler_draws(workplace: Path, command
         "+optimizer.lr=0.5",
         f"+optimizer.folder={workplace}",
         *TWO,
-        PYTHONPATH=str(workplace / "plugins"),
+        PYTHONPATH=os.pathsep.join([str(workplace / "plugins"), os.environ.get("PYTHONPATH", "")]),
     )
 
     assert done.returncode == 0, done.stderr

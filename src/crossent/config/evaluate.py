@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from crossent.config.data import AnyData, FileData
 from crossent.config.losses import AnyLoss
-from crossent.config.running import Accelerator, SeveralProcesses
+from crossent.config.running import Accelerator, SeveralProcesses, SplitClasses
 from crossent.config.types import FilePath, Text
 
 
@@ -38,8 +38,23 @@ class DdpCpuEvaluation(SeveralProcesses, tag="ddp_cpu"):
     precision: Literal["32-true", "64-true"]
 
 
+class ClassParallelEvaluation(SplitClasses, tag="class_parallel"):
+    precision: Literal["32-true", "64-true"]
+
+
+class ClassParallelCpuEvaluation(SplitClasses, tag="class_parallel_cpu"):
+    precision: Literal["32-true", "64-true"]
+
+
 AnyEvaluationAccelerator = (
-    AutoEvaluation | CpuEvaluation | GpuEvaluation | MpsEvaluation | DdpEvaluation | DdpCpuEvaluation
+    AutoEvaluation
+    | CpuEvaluation
+    | GpuEvaluation
+    | MpsEvaluation
+    | DdpEvaluation
+    | DdpCpuEvaluation
+    | ClassParallelEvaluation
+    | ClassParallelCpuEvaluation
 )
 
 
@@ -53,6 +68,10 @@ class EvaluateConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     output: FilePath | None
     overwrite: bool
     accelerator: AnyEvaluationAccelerator
+
+    def __post_init__(self) -> None:
+        if isinstance(self.accelerator, SplitClasses) and self.loss is not None:
+            self.accelerator.check(self.loss, None)
 
     def files(self) -> dict[str, str]:
         """The path of every file to be read, under its key."""

@@ -4,6 +4,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from crossent.config.losses import AnyLoss, WholeRowLoss
+from crossent.config.optimizers import AnyOptimizer, Lbfgs
 from crossent.config.types import (
     Arguments,
     AtLeastOne,
@@ -78,6 +80,60 @@ class DdpCpuAccelerator(SeveralProcesses, tag="ddp_cpu"):
     pass
 
 
+def does_not_divide(processes: int) -> str:
+    """What is wrong with a number of class shards that does not divide that of the processes."""
+    return (
+        f"the number of processes (accelerator.devices) has to be a multiple of it, and is {processes}; "
+        "class_shards=auto has all of them share out the classes"
+    )
+
+
+class SplitClasses(SeveralProcesses):
+    """Each process has the weights of some of the classes."""
+
+    class_shards: Literal["auto"] | AtLeastOne
+
+    def __post_init__(self) -> None:
+        if self.precision == "16-mixed":
+            raise ValueError(
+                "precision=16-mixed: scales gradients by what they have been, of which each process would know its own "
+                "classes' alone; use bf16-mixed"
+            )
+        devices, shards = self.devices, self.class_shards
+        if isinstance(devices, int) and isinstance(shards, int) and self.num_nodes in ("auto", 1) and devices % shards:
+            raise ValueError(f"class_shards={shards}: {does_not_divide(devices)}")
+
+    def check(self, loss: AnyLoss, optimizer: AnyOptimizer | None) -> None:
+        """Refuses what needs all classes at once.
+
+        Raises:
+            ValueError: the loss or the optimiser does.
+        """
+        name = self.__struct_config__.tag
+        if 1 in (self.class_shards, self.devices):
+            return
+        rows = str(name).replace("class_parallel", "ddp")
+        if isinstance(loss, WholeRowLoss):
+            raise ValueError(
+                f"loss={loss.__struct_config__.tag}: needs the logits of all classes of a row, and with "
+                f"accelerator={name} no process has all of them; use cross_entropy or another loss that depends on few "
+                f"numbers of a row, or accelerator={rows}, which splits the rows"
+            )
+        if isinstance(optimizer, Lbfgs):
+            raise ValueError(
+                f"optimizer=lbfgs: searches along the gradient by all weights, and with accelerator={name} no process "
+                f"has all of them; use sgd, adam or adamw, or accelerator={rows}"
+            )
+
+
+class ClassParallelAccelerator(SplitClasses, tag="class_parallel"):
+    pass
+
+
+class ClassParallelCpuAccelerator(SplitClasses, tag="class_parallel_cpu"):
+    pass
+
+
 AnyAccelerator = (
     AutoAccelerator
     | CpuAccelerator
@@ -85,6 +141,8 @@ AnyAccelerator = (
     | MpsAccelerator
     | DdpAccelerator
     | DdpCpuAccelerator
+    | ClassParallelAccelerator
+    | ClassParallelCpuAccelerator
     | CustomAccelerator
 )
 

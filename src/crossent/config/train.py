@@ -7,7 +7,7 @@ from msgspec import Struct
 from crossent.config.data import AnyData, FileData
 from crossent.config.losses import AnyLoss
 from crossent.config.optimizers import AnyOptimizer, AnyScheduler, CosineScheduler, Lbfgs
-from crossent.config.running import AnyAccelerator, AnyLogger, Callbacks, Trainer
+from crossent.config.running import AnyAccelerator, AnyLogger, Callbacks, SplitClasses, Trainer
 from crossent.config.types import NonNegative, Seed, Text
 
 Bias = Literal["per_class", "shared", "none"]
@@ -65,3 +65,5 @@ class TrainConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("scheduler.steps=null: the run's length is not known; give the number of steps")
         if isinstance(self.optimizer, Lbfgs) and trainer.accumulate_grad_batches > 1:
             raise ValueError(ACCUMULATED_LBFGS)
+        if isinstance(self.accelerator, SplitClasses):
+            self.accelerator.check(self.loss, self.optimizer)

@@ -178,12 +178,24 @@ class DataModule(lightning.LightningDataModule):
 
     def _evaluation(self, split: str) -> BatchLoader | list[BatchLoader]:
         table = self._tables[split]
-        rows = evaluation_rows(len(table.classes), len(table.columns))
+        classes = -(-len(table.classes) // self._class_shards)  # of any rank, at most
+        rows = evaluation_rows(classes, len(table.columns))
         return self._placed(BatchLoader(table, rows)) if len(table) else []
+
+    @property
+    def _share(self) -> tuple[int, int]:
+        """This rank among those that share the rows, and how many they are."""
+        share = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return (0, 1) if share is None else (share["rank"], share["num_replicas"])
+
+    @property
+    def _class_shards(self) -> int:
+        """How many ranks share out the classes of the same rows."""
+        return 1 if self.trainer is None else self.trainer.world_size // self._share[1]
 
     def _placed(self, loader: Loader) -> Loader:
         """A loader that serves this rank's rows, from the device that works on them."""
         if self.trainer is not None:
-            loader.share(self.trainer.global_rank, self.trainer.world_size)
+            loader.share(*self._share)
             loader.place(self.trainer.strategy.root_device)
         return loader

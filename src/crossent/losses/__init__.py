@@ -7,9 +7,10 @@ import msgspec
 import torch
 
 from crossent import config
+from crossent.class_shard import ClassShard
 from crossent.custom import gist, make
 from crossent.errors import UserError
-from crossent.losses.base import Cost, LogitLoss, Loss
+from crossent.losses.base import Cost, LogitLoss, Loss, NeedsAllClassesError
 from crossent.losses.binary import Binary
 from crossent.losses.hinge import Hinge
 from crossent.losses.row_losses import (
@@ -65,12 +66,13 @@ LOSSES: dict[type[config.Loss], type[Loss]] = {
 _COMMON = frozenset(field.name for field in msgspec.structs.fields(config.Loss))
 
 
-def build(chosen: config.Loss, class_counts: Sequence[int]) -> Loss:
+def build(chosen: config.Loss, class_counts: Sequence[int], shard: ClassShard | None = None) -> Loss:
     """Makes the loss that was chosen.
 
     Args:
         chosen: the section ``loss`` of the configuration.
         class_counts: training rows of each class, for what goes by their frequencies.
+        shard: the classes whose weights the loss will be given, where other ranks have others; None: all of them.
 
     Raises:
         UserError: an option that the loss does not have or that does not fit the classes, or a class of the user's own
@@ -81,6 +83,10 @@ def build(chosen: config.Loss, class_counts: Sequence[int]) -> Loss:
         if two and (chosen.z_loss or chosen.backend == "chunked"):
             key = f"z_loss={chosen.z_loss:g}" if chosen.z_loss else "backend=chunked"
             raise UserError(f"loss.{key}: for 2 classes loss=auto is binary, which has no softmax; use cross_entropy")
+        if two and shard is not None:
+            raise UserError(
+                "loss=auto: for 2 classes that is binary, whose one output cannot be split; use cross_entropy"
+            )
         loss: Loss = Binary() if two else CrossEntropy()
     elif isinstance(chosen, config.CustomLoss):
         loss = _tried(make("loss", chosen.class_path, chosen.arguments, Loss), chosen, len(class_counts))
@@ -92,7 +98,13 @@ def build(chosen: config.Loss, class_counts: Sequence[int]) -> Loss:
             ignore_index=chosen.ignore_index,
             z_loss=chosen.z_loss,
             backend=chosen.backend,
+            shard=shard,
         )
+    except NeedsAllClassesError as error:
+        raise UserError(
+            f"loss={chosen.__struct_config__.tag}: {error}, and no process has all of them; accelerator=ddp_cpu splits "
+            "the rows instead (accelerator=ddp on GPUs)"
+        ) from error
     except ValueError as error:
         raise UserError(f"loss.{error}") from error
 

@@ -1,20 +1,23 @@
-"""What computes a row-statistics loss: with all logits at once, or a slice of rows at a time.
+"""What computes a row-statistics loss: with all logits at once, a slice of rows at a time, or with other ranks.
 
 Every such loss goes through here, so what is exact and lean here is so for all of them. A backend computes the
 statistics of rows, and the loss's formula does the rest.
 
 ``dense`` leaves going back to autograd, whose nodes cost less than ours where there are few logits. ``chunked`` finds
 the gradient in the same pass as the cost, in closed form and in the memory of the slice, and hands it to autograd. That
-takes the two matrix products that cannot be avoided (three where the features need a gradient, too).
+takes the two matrix products that cannot be avoided (three where the features need a gradient, too). Where the classes
+are split over ranks, `crossent.losses.split` does the same with messages in between.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossent.losses import split
 from crossent.losses.base import Rows, nonzero
+from crossent.losses.products import Gradients, Products, blocks
 from crossent.losses.statistics import go_back, take, take_by_softmax
 
 if TYPE_CHECKING:
@@ -23,10 +26,6 @@ if TYPE_CHECKING:
 # `auto` takes slices from so many classes on, or from so many bytes of float32 logits on.
 MANY_CLASSES = 8192
 MANY_BYTES = 256 * 2**20
-# The logits of a slice. Less would make the matrix products slower, which read all weights for every slice.
-SLICE_BYTES = 100 * 2**20
-# The logits of a block, for each thread: what is done to them row by row is done while they are in a core's cache.
-_BLOCK_BYTES = 2 * 2**20
 # So few classes are stored class by class: along a short last dimension log_softmax is ten times slower.
 _FEW_CLASSES = 64
 
@@ -37,14 +36,17 @@ def mean(loss: "RowLoss", rows: Rows, weight: Tensor, bias: Tensor | None) -> Te
     Args:
         loss: says how a row's cost follows from its statistics.
         rows: those that count; at least one.
-        weight: (classes, features).
+        weight: (classes, features); of the classes that are here, where they are split.
         bias: (classes,), or None.
     """
-    features, offset, device = rows.features, loss.offset(bias, weight), weight.device.type
+    features, offset, device = rows.features, _offset(loss, bias, weight), weight.device.type
     name = choose(loss.backend, features.shape[0], weight.shape[0])
-    if name == "chunked" and (loss.learns or (rows.sample_weight is not None and rows.sample_weight.requires_grad)):
+    by_weights = rows.sample_weight is not None and rows.sample_weight.requires_grad
+    if by_weights and loss.shard is not None:
+        raise ValueError("sample_weight requires a gradient, which is not found where classes are split")
+    if name == "chunked" and (loss.learns or by_weights):
         name = "dense"  # the other finds gradients by features, weight and bias alone
-    run = _dense if name == "dense" else _chunked
+    run = _dense if name == "dense" and loss.shard is None else _closed_form
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
@@ -57,8 +59,10 @@ def mean(loss: "RowLoss", rows: Rows, weight: Tensor, bias: Tensor | None) -> Te
 def mean_of_outputs(loss: "RowLoss", rows: Rows, weight: Tensor) -> Tensor:
     """The weighted mean of the costs, a scalar, of rows whose ``features`` are their logits, (rows, classes)."""
     logits = rows.features
-    added = loss.offset(None, weight)  # what the loss adds by itself
+    added = _offset(loss, None, weight)  # what the loss adds by itself
     logits = logits if added is None else logits + added
+    if loss.shard is not None:
+        return rows.mean(loss.cost_of(split.take(loss, loss.shard, logits, rows.targets), rows))
     reads = loss.reading(logits).statistics
     return rows.mean(loss.cost_of(take(logits, rows.targets, 1, reads, loss.class_share(logits)), rows))
 
@@ -90,23 +94,24 @@ def _dense(loss: "RowLoss", rows: Rows, weight: Tensor, offset: Tensor | None, d
     return rows.mean(loss.cost_of(take(logits, targets, dim, statistics, loss.class_share(logits)), rows))
 
 
-def _chunked(loss: "RowLoss", rows: Rows, weight: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
-    mean: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
+def _offset(loss: "RowLoss", bias: Tensor | None, weight: Tensor) -> Tensor | None:
+    """What is added to all rows' logits, (classes,): the bias, and what the loss itself adds."""
+    added = loss.added(weight)
+    if added is None:
+        return bias
+    added = added if loss.shard is None else added[loss.shard.part]
+    return added if bias is None else added + bias
+
+
+def _closed_form(loss: "RowLoss", rows: Rows, weight: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
+    mean: Tensor = _ClosedForm.apply(  # type: ignore[no-untyped-call]
         loss, rows, dtype, torch.is_grad_enabled(), rows.features, weight, offset
     )
     return mean
 
 
-class _Gradients(NamedTuple):
-    """By features, (rows, features), weight, (classes, features), and offset, (classes,); None where not wanted."""
-
-    features: Tensor | None
-    weight: Tensor | None
-    offset: Tensor | None
-
-
-class _Chunked(torch.autograd.Function):
-    """A slice of rows at a time.
+class _ClosedForm(torch.autograd.Function):
+    """Cost and gradient without autograd.
 
     The gradients that the forward pass has found are scaled and handed out in place, without a copy. Whoever goes
     back a second time through the same graph, as gradcheck does, has them computed again.
@@ -126,7 +131,7 @@ class _Chunked(torch.autograd.Function):
         ctx.arguments = loss, rows._replace(features=features.new_empty(0)), dtype
         ctx.save_for_backward(features, weight, offset)
         wanted = ctx.needs_input_grad[4:] if differentiate else (False, False, False)
-        costs, ctx.gradients = _in_slices(loss, rows, weight, offset, dtype, wanted)
+        costs, ctx.gradients = _find(loss, rows, weight, offset, dtype, wanted)
         return rows.mean(costs)
 
     @staticmethod
@@ -138,86 +143,37 @@ class _Chunked(torch.autograd.Function):
         if gradients is None:
             features, weight, offset = ctx.saved_tensors  # raises if they have been changed since
             rows = rows._replace(features=features)
-            gradients = _in_slices(loss, rows, weight, offset, dtype, ctx.needs_input_grad[4:])[1]
+            gradients = _find(loss, rows, weight, offset, dtype, ctx.needs_input_grad[4:])[1]
         by_sum = by_mean / nonzero(rows.total)
         return None, None, None, None, *(None if each is None else each.mul_(by_sum) for each in gradients)
 
 
-def _in_slices(
+def _find(
     loss: "RowLoss",
     rows: Rows,
     weight: Tensor,
     offset: Tensor | None,
     dtype: torch.dtype,
     wanted: tuple[bool, bool, bool],
-) -> tuple[Tensor, _Gradients]:
-    """The weighted costs, (rows,), and the gradients of their sum.
-
-    Logits are of the dtype; statistics and sums are float32 where that has 16 bits.
-    """
-    exact = torch.promote_types(dtype, torch.float32)
-    features, weight = rows.features.to(dtype), weight.to(dtype)
-    (count, columns), classes, device = features.shape, weight.shape[0], weight.device
-    size = min(count, slice_rows(weight, exact.itemsize))
-    memory = torch.empty(size, classes, dtype=exact, device=device)
-    product = memory if dtype == exact else torch.empty_like(memory, dtype=dtype)
-    costs = torch.empty(count, dtype=exact, device=device)
-    gradients = _Gradients(
-        torch.empty(count, columns, dtype=exact, device=device) if wanted[0] else None,
-        torch.zeros(classes, columns, dtype=exact, device=device) if wanted[1] else None,
-        torch.zeros(classes, dtype=exact, device=device) if wanted[2] else None,
-    )
-    # float16 has too narrow a range for gradients: small ones vanish, sums overflow.
-    back = exact if dtype == torch.float16 else dtype
-    for start in range(0, count, size):
-        part = slice(start, min(start + size, count))
-        logits, narrow, inputs = memory[: part.stop - start], product[: part.stop - start], features[part]
-        if dtype != exact:
-            logits.copy_(torch.mm(inputs, weight.t(), out=narrow))
-            if offset is not None:
-                logits.add_(offset)
-        elif offset is None:
-            torch.mm(inputs, weight.t(), out=logits)
-        else:
-            torch.addmm(offset, inputs, weight.t(), out=logits)
-        _visit(loss, logits, rows.at(part), any(wanted), costs[part])
-        by_logits = logits if back == exact else narrow.copy_(logits)
-        if gradients.features is not None:
-            gradients.features[part] = by_logits.mm(weight.to(back))
-        if gradients.weight is not None:
-            if dtype == exact:
-                gradients.weight.addmm_(by_logits.t(), inputs)
-            else:
-                gradients.weight.add_(by_logits.t().mm(inputs.to(back)))
-        if gradients.offset is not None:
-            gradients.offset.add_(logits.sum(dim=0))
-    return costs, gradients
-
-
-def slice_rows(weight: Tensor, itemsize: int) -> int:
-    """How many rows' logits are held at a time.
-
-    Matrix products are fastest in steps of 64 rows; so many are taken also where they need more than `SLICE_BYTES`, as
-    long as they need no more than the weight itself, (classes, features).
-    """
-    classes, columns = weight.shape
-    rows = SLICE_BYTES // (classes * itemsize)
-    return rows - rows % 64 if rows >= 64 else max(1, rows, min(64, columns))
+) -> tuple[Tensor, Gradients]:
+    """The weighted costs, (rows,), and the gradients of their sum by features, weight and offset."""
+    products = Products(rows.features, weight, offset, dtype, wanted)
+    if loss.shard is not None:
+        held = choose(loss.backend, products.rows, products.classes) == "dense"
+        return split.find(loss, loss.shard, rows, products, held=held), products.gradients
+    costs = products.new_empty(products.rows)
+    for part in products.row_parts():
+        logits = products.logits(rows=part)
+        _visit(loss, logits, rows.at(part), products.is_wanted, costs[part])
+        products.go_back(logits, rows=part)
+    return costs, products.gradients
 
 
 def _visit(loss: "RowLoss", logits: Tensor, rows: Rows, differentiate: bool, costs: Tensor) -> None:
     """Writes the weighted costs of rows, (rows,); their logits turn into the gradient by them, if it is wanted."""
-    size = len(logits)  # a GPU gains nothing from blocks
-    if logits.device.type == "cpu":
-        threads = torch.get_num_threads()  # among which PyTorch shares out whole rows
-        size = min(size, threads * max(1, _BLOCK_BYTES // logits[:1].nbytes))
     reads, share = loss.reading(logits).statistics, loss.class_share(logits)
-    # One memory for all blocks: taking it from the system anew costs more than what is written there.
-    memory = torch.empty_like(logits[:size])
-    for start in range(0, len(logits), size):
-        part = slice(start, start + size)
+    for part, softmax in blocks(logits):
         block, here = logits[part], rows.at(part)
-        softmax = memory[: len(block)]
         statistics = take_by_softmax(block, here.targets, reads, share, softmax)
         if differentiate:
             costs[part], slopes = loss.differentiated(statistics, here)

@@ -9,10 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crossent.class_shard import ClassShard
+
 #: The target that `torch.nn.functional.cross_entropy` leaves out, too.
 IGNORED = -100
 
 Backend = Literal["auto", "dense", "chunked"]
+
+
+class NeedsAllClassesError(ValueError):
+    """A loss was given a part of the classes and cannot do with that."""
 
 
 class Cost(NamedTuple):
@@ -114,6 +120,7 @@ class Loss(nn.Module, ABC):
         self.ignore_index = IGNORED
         self.z_loss = 0.0
         self.backend: Backend = "auto"
+        self.shard: ClassShard | None = None
 
     def configure(
         self,
@@ -122,6 +129,7 @@ class Loss(nn.Module, ABC):
         ignore_index: int = IGNORED,
         z_loss: float = 0.0,
         backend: Backend = "auto",
+        shard: ClassShard | None = None,
     ) -> Self:
         """Sets what every loss has, and returns the loss.
 
@@ -132,9 +140,11 @@ class Loss(nn.Module, ABC):
             z_loss: ζ ≥ 0; ζ · logsumexp(logits)² is added to every row's cost, which keeps logits from drifting
                 (Chowdhery et al., PaLM, 2022, section 5).
             backend: ``dense`` holds all logits, ``chunked`` a slice of rows at a time, ``auto`` goes by their number.
+            shard: the classes whose weights the loss is given, where other ranks have others; None: all of them.
 
         Raises:
             ValueError: an option that the loss does not have.
+            NeedsAllClassesError: the classes are split, which the loss does not allow.
         """
         if z_loss < 0:
             raise ValueError(f"z_loss={z_loss:g}: expected a number >= 0")
@@ -144,11 +154,21 @@ class Loss(nn.Module, ABC):
             raise ValueError(f"backend={backend}: {type(self).__name__} needs all logits of a row; use dense")
         if backend == "chunked" and self.learns:
             raise ValueError(f"backend=chunked: {type(self).__name__} has parameters, which only dense can train")
+        if shard is not None and not self.splits:
+            raise NeedsAllClassesError(f"{type(self).__name__} needs the logits of all classes of a row")
+        if shard is not None and self.learns:
+            raise NeedsAllClassesError(f"{type(self).__name__} has parameters, which take all classes to train")
         self.class_weight = None if class_weight is None else PerClass(class_weight)
         self.ignore_index = ignore_index
         self.z_loss = z_loss
         self.backend = backend
+        self.shard = shard
         return self
+
+    @property
+    def splits(self) -> bool:
+        """Whether ranks that have some of the classes each can compute it together."""
+        return False
 
     @property
     def learns(self) -> bool:
@@ -175,7 +195,7 @@ class Loss(nn.Module, ABC):
 
         Args:
             features: (rows, features).
-            weight: (outputs, features).
+            weight: (outputs, features); of the classes that are here, where they are split.
             bias: (outputs,), or None.
             targets: (rows,), integers from 0 to classes - 1, or ``ignore_index``.
             sample_weight: (rows,), multiplies a row's cost and its share of the mean's denominator.
@@ -183,7 +203,7 @@ class Loss(nn.Module, ABC):
         Raises:
             ValueError: one class, targets that are no class, features that are no numbers, or shapes that do not fit.
         """
-        rows = self._counting(features, targets, sample_weight, self.classes(weight.shape[0]))
+        rows = self._counting(features, targets, sample_weight, self._all_classes(weight))
         if not rows.targets.shape[0]:
             return Cost(F.linear(rows.features, weight, bias).float().sum(), 0.0)  # 0, and so are its gradients
         mean = self.mean(rows, weight, bias)
@@ -215,7 +235,7 @@ class Loss(nn.Module, ABC):
         if narrow:  # the loss takes care of which part of it is computed in 16 bits
             return self(features, weight, bias, targets, sample_weight), outputs
         with torch.no_grad():
-            rows = self._counting(outputs, targets, sample_weight, self.classes(weight.shape[0]))
+            rows = self._counting(outputs, targets, sample_weight, self._all_classes(weight))
             if not rows.targets.shape[0]:
                 return Cost(outputs.new_zeros(()), 0.0), outputs
             mean = self.mean_of_outputs(rows, weight)
@@ -237,6 +257,14 @@ class Loss(nn.Module, ABC):
     @abstractmethod
     def mean(self, rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The weighted mean of the costs of the rows, at least one, a scalar; `Loss.forward` tells the shapes."""
+
+    def _all_classes(self, weight: Tensor) -> int:
+        """How many classes there are, the weight's and those that are elsewhere."""
+        if self.shard is None:
+            return self.classes(weight.shape[0])
+        if weight.shape[0] != self.shard.classes:
+            raise ValueError(f"weight is of {weight.shape[0]} classes, and {self.shard.classes} are here")
+        return self.shard.of
 
     def _counting(self, features: Tensor, targets: Tensor, sample_weight: Tensor | None, classes: int) -> Rows:
         """The rows that are not ignored, after a look at whether they can be right."""

@@ -53,9 +53,18 @@ class RowLoss(Loss):
         """
         return None
 
-    def offset(self, bias: Tensor | None, weight: Tensor) -> Tensor | None:
-        """What is added to all rows' logits, (classes,): the bias, and what the loss itself adds."""
-        return bias
+    def added(self, like: Tensor) -> Tensor | None:
+        """What the loss adds to all rows' logits, beside the bias, (classes,), all of them; None: nothing.
+
+        Args:
+            like: on whose device, and in whose precision or a wider one.
+        """
+        return None
+
+    @property
+    def splits(self) -> bool:
+        """Whether ranks can compute it together: they can, unless a class of the user's own takes other logits."""
+        return type(self).mean is RowLoss.mean
 
     def mean(self, rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The weighted mean of the rows' costs, a scalar."""
@@ -112,7 +121,7 @@ class RowLoss(Loss):
         return Reading(frozenset(probe.read) | ({"logsumexp"} if self.z_loss else frozenset()), is_nll)
 
     def class_share(self, logits: Tensor) -> Tensor | None:
-        """The classes' weights divided by their number, (classes,), where the mean over classes needs them."""
+        """The weights of all classes divided by their number, (classes,), where the mean over classes needs them."""
         if self.class_weight is None or "mean_nll" not in self.reading(logits).statistics:
             return None
         return self.class_weight.like(logits) / len(self.class_weight)
@@ -173,9 +182,8 @@ class LogitAdjusted(CrossEntropy):
         prior = frequencies.double() / frequencies.sum()
         self._log_prior = PerClass(tau * prior.log())
 
-    def offset(self, bias: Tensor | None, weight: Tensor) -> Tensor | None:
-        log_prior = self._log_prior.like(weight)
-        return log_prior if bias is None else log_prior + bias
+    def added(self, like: Tensor) -> Tensor | None:
+        return self._log_prior.like(like)
 
 
 class Focal(RowLoss):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossent.class_shard import ClassShard
+
 #: Stands for a statistic that was not taken, since the loss does not read it.
 UNREAD = torch.empty(0)
 
@@ -30,6 +32,10 @@ class Statistics(NamedTuple):
     squared_probabilities: Tensor = UNREAD
     logsumexp: Tensor = UNREAD
 
+    def at(self, rows: slice) -> "Statistics":
+        """Those of some rows."""
+        return Statistics(*(each if each is UNREAD else each[rows] for each in self))
+
 
 class Slopes(NamedTuple):
     """The partial derivatives of a cost by each of the statistics: (rows,), or None for 0."""
@@ -38,6 +44,10 @@ class Slopes(NamedTuple):
     mean_nll: Tensor | None = None
     squared_probabilities: Tensor | None = None
     logsumexp: Tensor | None = None
+
+    def at(self, rows: slice) -> "Slopes":
+        """Those of some rows."""
+        return Slopes(*(None if each is None else each[rows] for each in self))
 
 
 def take(logits: Tensor, targets: Tensor, dim: int, reads: frozenset[str], class_share: Tensor | None) -> Statistics:
@@ -94,23 +104,30 @@ def take_by_softmax(
 
 
 def go_back(
-    logits: Tensor,
+    out: Tensor,
     softmax: Tensor,
     targets: Tensor,
     statistics: Statistics,
     slopes: Slopes,
     class_share: Tensor | None,
+    shard: ClassShard | None = None,
+    scale: Tensor | None = None,
+    spare: Tensor | None = None,
 ) -> None:
-    """Turns logits, (rows, classes), into the gradient by them; see the module's formula.
+    """Finds the gradient by logits, (rows, classes); see the module's formula.
 
     Args:
-        logits: in whose memory the gradient goes.
+        out: takes the gradient, (rows, classes).
         softmax: of the logits, (rows, classes).
         targets: (rows,), int64.
         statistics: of the rows.
         slopes: of the cost by the statistics.
-        class_share: as for `take`.
+        class_share: as for `take`; of all classes.
+        shard: the classes that are here, where others are elsewhere.
+        scale: (rows,), by which ``softmax`` has to be multiplied to be the softmax; None: it is.
+        spare: memory as ``out`` has; needed where that is ``softmax`` itself.
     """
+    shard = shard or ClassShard.whole(out.shape[1])
     nll, mean, squares, logsumexp = (None if slope is None else slope.unsqueeze(1) for slope in slopes)
     common = torch.zeros_like(statistics.nll).unsqueeze(1)  # what p is multiplied by
     if nll is not None:
@@ -119,14 +136,19 @@ def go_back(
         common += mean if class_share is None else mean * class_share.sum()
     if logsumexp is not None:
         common += logsumexp
+    factor = 1 if scale is None else scale.unsqueeze(1)
     if squares is None:
-        torch.mul(softmax, common, out=logits)
+        torch.mul(softmax, common * factor, out=out)
     else:
         common -= 2 * squares * statistics.squared_probabilities.unsqueeze(1)
-        torch.mul(softmax, 2 * squares, out=logits).add_(common).mul_(softmax)
+        inner = torch.mul(softmax, 2 * squares * factor**2, out=out if spare is None else spare)
+        torch.mul(inner.add_(common * factor), softmax, out=out)
     if mean is not None and class_share is None:
-        logits -= mean / logits.shape[1]
+        out -= mean / shard.of
     elif mean is not None and class_share is not None:
-        logits.addr_(mean.squeeze(1), class_share, alpha=-1)
+        out.addr_(mean.squeeze(1), class_share[shard.part], alpha=-1)
     if nll is not None:
-        logits.scatter_add_(1, targets.unsqueeze(1), -nll)
+        if not shard.is_whole:
+            targets, here = shard.own(targets)
+            nll = nll.where(here.unsqueeze(1), 0)
+        out.scatter_add_(1, targets.unsqueeze(1), -nll)

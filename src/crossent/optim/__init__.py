@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from crossent import config
 from crossent.custom import make
 
-__all__ = ["OptimizerFactory", "SchedulerFactory", "build_optimizer", "build_scheduler"]
+__all__ = ["OptimizerFactory", "SchedulerFactory", "build_optimizer", "build_scheduler", "is_elementwise"]
 
 #: Makes an optimiser of parameters.
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
@@ -56,6 +56,17 @@ def build_optimizer(chosen: config.AnyOptimizer, parameters: Iterable[Parameter]
             )
         case config.Custom():
             return make("optimizer", chosen.class_path, chosen.arguments, Optimizer, parameters)
+
+
+def is_elementwise(optimizer: Optimizer) -> bool:
+    """Whether each weight's step depends on that weight alone, so that weights can be shared out among ranks.
+
+    Those of PyTorch's are so but for a few that look at all of them or at matrices; a class of the user's own says so
+    by an attribute ``elementwise = True``.
+    """
+    if type(optimizer).__module__.startswith("torch.optim"):
+        return type(optimizer).__name__ not in ("LBFGS", "Muon", "Adafactor")
+    return getattr(optimizer, "elementwise", False) is True
 
 
 def build_scheduler(chosen: config.AnyScheduler, optimizer: Optimizer, steps: int | float) -> LRScheduler | None:

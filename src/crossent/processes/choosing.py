@@ -8,7 +8,7 @@ from typing import Any, cast
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from crossent import config
+from crossent import config, stopping
 from crossent.errors import UserError
 from crossent.processes.job import Job
 from crossent.processes.world import ALONE, World, found
@@ -52,26 +52,35 @@ def wanted(accelerator: config.AnyAccelerator | config.AnyEvaluationAccelerator)
                     f"accelerator.{key}={asked}: {world.starter} has started {world.local_ranks} processes on each of "
                     f"{world.machines} machines; leave it out"
                 )
-        return world
+        return laid_out(world, accelerator)
     if accelerator.num_nodes not in ("auto", 1):
         raise UserError(
             f"accelerator.num_nodes={accelerator.num_nodes}: the processes of several machines are started by torchrun "
             "or srun, which say how many there are; see docs/scaling.md"
         )
-    ranks = _on_this_machine(name, accelerator.devices)
-    return World(ranks=ranks)
+    return laid_out(World(ranks=_on_this_machine(name, accelerator.devices)), accelerator)
+
+
+def laid_out(world: World, accelerator: config.AnyAccelerator | config.AnyEvaluationAccelerator) -> World:
+    """The processes as they share rows and classes, where they do.
+
+    Raises:
+        UserError: they do not divide so.
+    """
+    if not isinstance(accelerator, config.SplitClasses):
+        return world
+    return world.with_class_shards(accelerator.class_shards)
 
 
 def _on_this_machine(name: str, devices: int | str) -> int:
-    if name == "ddp_cpu":
+    if name.endswith("_cpu"):
         return _AUTO_ON_CPU if isinstance(devices, str) else devices
     from crossent.processes import launcher
 
     gpus = launcher.gpus()
     if not gpus:
         raise UserError(
-            f"accelerator={name}: this machine shows no GPU; accelerator={name}_cpu shares the rows among processes on "
-            "the CPU"
+            f"accelerator={name}: this machine shows no GPU; accelerator={name}_cpu takes processes on its CPU"
         )
     if isinstance(devices, str):
         return gpus
@@ -114,7 +123,8 @@ def follow() -> int | None:
     if world.is_first:
         return None
     try:
-        from crossent.processes import outside
+        with stopping.postponed():  # torchrun ends the others when one has failed, also amid their imports
+            from crossent.processes import outside
 
         return outside.follow(world)
     except Stopped as stop:

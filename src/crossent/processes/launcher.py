@@ -132,7 +132,7 @@ def gpus() -> int:
         try:
             found: int = report.recv()
         except EOFError:
-            raise UserError("accelerator=ddp: the GPUs of this machine cannot be counted; see nvidia-smi") from None
+            raise UserError("accelerator: the GPUs of this machine cannot be counted; see nvidia-smi") from None
         finally:
             process.join()
     return found

@@ -23,7 +23,7 @@ from crossent import stopping
 from crossent.checking import check
 from crossent.config import EvaluateConfig, TrainConfig
 from crossent.errors import UserError, about_a_file
-from crossent.processes import meeting, together
+from crossent.processes import choosing, meeting, together
 from crossent.processes.job import Job, Outcome
 from crossent.processes.meeting import LostError
 from crossent.processes.world import World
@@ -57,9 +57,10 @@ def work(job: Job, world: World, store: Store) -> dict[str, float]:
             if job.command == "evaluate":
                 from crossent.evaluating import evaluate  # which a run does without
 
-                return evaluate(together.agreed(lambda: check(job.plain, EvaluateConfig)), job.plain, world)
+                asked = together.agreed(lambda: check(job.plain, EvaluateConfig))
+                return evaluate(asked, job.plain, choosing.laid_out(world, asked.accelerator))
             chosen = together.agreed(lambda: check(job.plain, TrainConfig))
-            return train(chosen, job.plain, job.directory, world)
+            return train(chosen, job.plain, job.directory, choosing.laid_out(world, chosen.accelerator))
     finally:
         torch.set_num_threads(threads)
 

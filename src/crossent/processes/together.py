@@ -100,16 +100,23 @@ def largest(*numbers: float) -> tuple[float, ...]:
     return tuple(heard.tolist())
 
 
-def total(numbers: Tensor) -> Tensor:
-    """The sum over all ranks."""
+def total(numbers: Tensor, group: distributed.ProcessGroup | None = None) -> Tensor:
+    """The sum over all ranks, or those of a group."""
     if _several():
         numbers = numbers.clone()
-        distributed.all_reduce(numbers)
+        distributed.all_reduce(numbers, group=group)
     return numbers
 
 
-def add_up(tensors: Sequence[Tensor], numbers: Sequence[float]) -> list[float]:
+def add_up(
+    tensors: Sequence[Tensor], numbers: Sequence[float], group: distributed.ProcessGroup | None = None
+) -> list[float]:
     """Turns tensors into their sums over all ranks, in place, and returns the sums of some numbers.
+
+    Args:
+        tensors: at least one.
+        numbers: a few.
+        group: the ranks; None: all.
 
     Every rank computes with the same bits afterwards. What is added to what is the same at every call, other than with
     PyTorch's DistributedDataParallel, which lays its messages out anew after the first step, so that with three ranks
@@ -119,9 +126,9 @@ def add_up(tensors: Sequence[Tensor], numbers: Sequence[float]) -> list[float]:
     small = [tensor for tensor in tensors if tensor.nbytes < _ONE_MESSAGE]
     for tensor in tensors:
         if tensor.nbytes >= _ONE_MESSAGE:
-            distributed.all_reduce(tensor)
+            distributed.all_reduce(tensor, group=group)
     message = torch.cat([*(tensor.flatten().to(wide) for tensor in small), tensors[0].new_tensor(numbers, dtype=wide)])
-    distributed.all_reduce(message)
+    distributed.all_reduce(message, group=group)
     *sums, added = message.split([*(tensor.numel() for tensor in small), len(numbers)])
     for tensor, summed in zip(small, sums, strict=True):
         tensor.copy_(summed.view_as(tensor))

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from crossent.config.running import does_not_divide
 from crossent.errors import UserError
 
 Starter = Literal["torchrun", "srun"]
@@ -22,6 +23,7 @@ class World:
         starter: what has started them, one by one; None: Crossent itself has, or there is one only.
         meeting: where they find one another, ``file://`` or ``env://``, as PyTorch's rendezvous takes it; empty: where
             SLURM says.
+        class_shards: among how many processes the classes are shared out; as many groups of them share out the rows.
         is_certain: whether the starter has started them for sure. A script that SLURM runs without srun is told the
             same numbers, but for those of the step.
     """
@@ -33,6 +35,33 @@ class World:
     starter: Starter | None = None
     meeting: str = ""
     is_certain: bool = False
+    class_shards: int = 1
+
+    def with_class_shards(self, shards: int | Literal["auto"]) -> "World":
+        """The same processes, of which so many share out classes; auto: all of them do.
+
+        Raises:
+            UserError: so many do not divide the processes.
+        """
+        shards = self.ranks if isinstance(shards, str) else shards
+        if self.ranks % shards:
+            raise UserError(f"accelerator.class_shards={shards}: {does_not_divide(self.ranks)}")
+        return replace(self, class_shards=shards)
+
+    def described(self, device: str) -> str:
+        """What the console says of the processes and their kind of device; alone, of the device."""
+        if self.ranks == 1:
+            return device
+        machines = f" on {self.machines} machines" if self.machines > 1 else ""
+        shares = "its share of the rows" if self.class_shards == 1 else "its share of the classes"
+        if 1 < self.class_shards < self.ranks:
+            shares = f"its share of rows and classes ({self.row_shards} × {self.class_shards})"
+        return f"{self.ranks} processes{machines}, each with {shares}, on {device.split(':')[0]}"
+
+    @property
+    def row_shards(self) -> int:
+        """Among how many processes the rows of a batch are shared out."""
+        return self.ranks // self.class_shards
 
     @property
     def local_ranks(self) -> int:
