@@ -20,8 +20,9 @@ from crossent.data.storage import Numbers
 from crossent.data.table import Table
 from crossent.errors import UserError
 from crossent.head import of_all_classes
+from crossent.judging import predict
 from crossent.losses.base import IGNORED
-from crossent.metrics import Evaluation, PerClass, predict
+from crossent.metrics import Evaluation, PerClass
 from crossent.processes import shards, together
 from crossent.processes.grid import Grid
 from crossent.processes.world import World

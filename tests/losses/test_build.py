@@ -12,7 +12,8 @@ from torch import Tensor
 
 from crossent import config, losses
 from crossent.errors import UserError
-from crossent.losses.base import Backend, PerClass
+from crossent.losses.base import Backend
+from crossent.losses.rows import PerClass
 
 COMMON: dict[str, Any] = {"class_weight": None, "ignore_index": -100, "z_loss": 0.0, "backend": "auto"}
 HINGE = {"class_path": "crossent.losses.Hinge", "arguments": {}}

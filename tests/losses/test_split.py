@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from crossent.class_shard import ClassShard
+from crossent.judging import predict
 from crossent.losses import Cost, CrossEntropy, LogitLoss, OneHot, RowLoss, Statistics
-from crossent.losses.base import Backend, Rows
-from crossent.metrics import Scores, predict
+from crossent.losses.base import Backend
+from crossent.losses.rows import Rows
+from crossent.metrics import Scores
 from losses.ranks import Messages, on_ranks
 from losses.references import Case, Outcome, Problem, expected, outcome, slices
 from losses.test_exactness import OPTIONS, assert_exact

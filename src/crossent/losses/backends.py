@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossent.losses import split
-from crossent.losses.base import Rows, nonzero
 from crossent.losses.products import Gradients, Products, blocks
+from crossent.losses.rows import Rows, nonzero
 from crossent.losses.statistics import go_back, take, take_by_softmax
 
 if TYPE_CHECKING:

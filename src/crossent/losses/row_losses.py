@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from crossent.losses import backends
-from crossent.losses.base import Backend, Loss, PerClass, Rows
+from crossent.losses.base import Backend, Loss
+from crossent.losses.rows import PerClass, Rows
 from crossent.losses.statistics import UNREAD, Slopes, Statistics
 
 

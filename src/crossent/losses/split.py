@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from crossent.class_shard import ClassShard
-from crossent.losses.base import Rows
 from crossent.losses.products import Products
+from crossent.losses.rows import Rows
 from crossent.losses.statistics import UNREAD, Statistics, go_back
 
 if TYPE_CHECKING:

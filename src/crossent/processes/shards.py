@@ -28,8 +28,8 @@ def gathered_weights(classifier: "SoftmaxClassifier", grid: Grid) -> dict[str, A
 
 def own_weights(state: Mapping[str, Any], classifier: "SoftmaxClassifier") -> dict[str, Any]:
     """The state of the classes that are here, out of that of all."""
-    split = {f"head.{name}" for name in classifier.head.sharded}
-    return {name: _own(value, classifier.head.shard) if name in split else value for name, value in state.items()}
+    of_head = {name.removeprefix("head."): value for name, value in state.items() if name.startswith("head.")}
+    return {**state, **{f"head.{name}": value for name, value in classifier.head.own_part(of_head).items()}}
 
 
 def scattered(whole: Tensor, shard: ClassShard, grid: Grid) -> Tensor:
