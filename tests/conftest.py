@@ -25,6 +25,7 @@ from crossent.classifier import SoftmaxClassifier
 from crossent.evaluate import command as evaluate_command
 from crossent.predict import command as predict_command
 from crossent.processes import launcher
+from crossent.solved_classifier import SolvedClassifier
 from crossent.train import _task as task
 from crossent.train import command
 from crossent.training import train as train_task
@@ -219,18 +220,21 @@ def assert_same_run(one: Run, other: Run) -> None:
 
 def stop_after(step: int, train: Train, *arguments: str, number: int = signal.SIGINT) -> Run:
     """Has a signal sent, Ctrl-C or another, in the middle of a step."""
-    original = SoftmaxClassifier.training_step
     pressed = False
 
-    def interrupted(self: SoftmaxClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
-        nonlocal pressed
-        if self.trainer.global_step == step - 1 and not pressed:
-            pressed = True
-            signal.raise_signal(number)
-        return original(self, batch, batch_idx)
+    def interrupted(original: Callable[[Any, Any, int], torch.Tensor]) -> Callable[[Any, Any, int], torch.Tensor]:
+        def training_step(self: SoftmaxClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
+            nonlocal pressed
+            if self.trainer.global_step == step - 1 and not pressed:
+                pressed = True
+                signal.raise_signal(number)
+            return original(self, batch, batch_idx)
+
+        return training_step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SoftmaxClassifier, "training_step", interrupted)
+        for kind in (SoftmaxClassifier, SolvedClassifier):
+            patch.setattr(kind, "training_step", interrupted(kind.training_step))
         return train(*arguments)
 
 

@@ -63,6 +63,11 @@ class SoftmaxClassifier(lightning.LightningModule):
         self._first_bad: tuple[Batch, str] | None = None  # validation batch, whose cost is no number
         self.evaluation = Evaluation(head.shard.of, loss.ignore_index, shard=head.shard, group=self.grid.of_my_classes)
 
+    @property
+    def superseded_step(self) -> int | None:
+        """The step of weights that are not to count as the best once there are newer ones; None: there are none."""
+        return None
+
     def configure_model(self) -> None:
         """Does nothing: the head is there, and has the weights of this rank's classes alone.
 
@@ -112,10 +117,7 @@ class SoftmaxClassifier(lightning.LightningModule):
             self.record_metrics("train", taken, self.open_step.metrics())
         self.open_step.clear()
         if self._is_last(taken):
-            # Has Lightning validate the final weights, whatever the interval; there is no minimum left to wait for.
-            self.trainer.should_stop = True
-            self.trainer.fit_loop.min_epochs = None
-            self.trainer.fit_loop.epoch_loop.min_steps = None
+            self._end()
 
     def on_train_start(self) -> None:
         """From here on the trainer counts the updates, with which a temperature no longer fits."""
@@ -229,6 +231,12 @@ class SoftmaxClassifier(lightning.LightningModule):
         batch, index = self.open_step.place
         place = f"step {self.trainer.global_step} (batch {index} of epoch {self.trainer.current_epoch})"
         return diverged(what, place, self.head, self.loss, batch, self._lr())
+
+    def _end(self) -> None:
+        """Has Lightning validate the final weights, whatever the interval; there is no minimum left to wait for."""
+        self.trainer.should_stop = True
+        self.trainer.fit_loop.min_epochs = None
+        self.trainer.fit_loop.epoch_loop.min_steps = None
 
     def _is_last(self, taken: int) -> bool:
         """Whether the step after so many steps ends the run."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
+_SMALL, _LARGE = 1e-3, 10_000  # numbers that six digits behind the point do not suit
+
 
 class StdoutHandler(logging.StreamHandler[TextIO]):
     """A log handler that asks for ``sys.stdout`` at each line.
@@ -99,9 +101,13 @@ def progress(doing: str, what: str, *, shown: bool = True) -> Iterator[Callable[
         yield advance
 
 
-def _twelve(value: float) -> str:
-    """A number in twelve letters."""
-    return f"{value:12.6f}" if abs(value) < 10_000 else f"{value:12.4g}"
+def number(tag: str, value: float) -> str:
+    """The value of a curve, ``<split>/<metric>``, as one reads it best."""
+    if tag.endswith("iterations"):
+        return f"{value:.0f}"
+    if 0 < abs(value) < _SMALL and tag.endswith(("norm", "suboptimality", "l2")):
+        return f"{value:.2e}"
+    return f"{value:.6f}" if abs(value) < _LARGE else f"{value:.4g}"
 
 
 def metrics_table(points: Mapping[str, tuple[int, float]]) -> list[str]:
@@ -117,7 +123,9 @@ def metrics_table(points: Mapping[str, tuple[int, float]]) -> list[str]:
     lines = [" " * width + "".join(f"{split:>12}" for split in splits)]
     for name in names:
         found = [points.get(f"{split}/{name}") for split in splits]
-        lines.append(f"{name:<{width}}" + "".join(" " * 12 if each is None else _twelve(each[1]) for each in found))
+        lines.append(
+            f"{name:<{width}}" + "".join(" " * 12 if each is None else f"{number(name, each[1]):>12}" for each in found)
+        )
     steps = [max(step for tag, (step, _) in points.items() if tag.startswith(f"{split}/")) for split in splits]
     lines.append(f"{'at step':<{width}}" + "".join(f"{step:12}" for step in steps))
     return [line.rstrip() for line in lines]

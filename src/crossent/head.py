@@ -74,6 +74,11 @@ class Head(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound, generator=generator)
 
     @property
+    def has_shared_bias(self) -> bool:
+        """Whether all classes have one bias together, and not each its own."""
+        return self._has_shared_bias
+
+    @property
     def sharded(self) -> dict[str, nn.Parameter]:
         """The parameters, by their names, of which other ranks have the parts of other classes."""
         if self.shard.is_whole:

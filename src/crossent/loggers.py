@@ -1,6 +1,7 @@
 """Where the curves go: event files for TensorBoard, and the last point of each for metrics.json."""
 
 import contextlib
+import math
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -24,11 +25,13 @@ class LastPoints(loggers.Logger):
 
     Attributes:
         points: step and value by tag.
+        before: the points that these have taken the place of.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.points: dict[str, tuple[int, float]] = {}
+        self.before: dict[str, tuple[int, float]] = {}
 
     @property
     def name(self) -> str:
@@ -43,7 +46,20 @@ class LastPoints(loggers.Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Takes in a point of each curve."""
         for tag, value in metrics.items():
+            if tag in self.points:
+                self.before[tag] = self.points[tag]
             self.points[tag] = (step or 0, value)
+
+    def forget(self, tag: str) -> None:
+        """Leaves a curve out whose last point says nothing of the weights that there are now."""
+        self.points.pop(tag, None)
+        self.before.pop(tag, None)
+
+    def newest(self, tag: str, end: float = math.inf) -> tuple[int, float]:
+        """The newest point of a curve that is before a step, of the last two; step −1 where there is none."""
+        none = (-1, 0.0)
+        found = self.points.get(tag, none)
+        return found if found[0] < end else self.before.get(tag, none)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml has them."""

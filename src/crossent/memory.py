@@ -12,6 +12,7 @@ from crossent.data.module import DataModule
 from crossent.errors import UserError
 from crossent.losses import backends, products
 from crossent.processes.world import ALONE, World
+from crossent.solvers.objective import KEPT_BYTES
 
 # Numbers that are held at most for each logit of a batch while its cost and gradient are found: measured were 2 to 3
 # (of the losses that can be chunked) and 1 to 4 (of those that cannot).
@@ -119,6 +120,8 @@ def _logits(chosen: config.TrainConfig, rows: int, classes: int) -> int:
     """Bytes for what is held of each logit."""
     size = rows * classes * _number(chosen)
     loss = chosen.loss
+    if isinstance(chosen.optimizer, config.NewtonCg):  # keeps those of two evaluations, or makes them anew
+        return min(4 * size, 2 * KEPT_BYTES)
     if not isinstance(loss, config.RowLoss | config.AutoLoss):
         return size * _COPIES_WITHOUT_STATISTICS
     chunked = backends.choose(loss.backend, rows, classes) == "chunked"
@@ -136,6 +139,8 @@ def _states(optimizer: config.AnyOptimizer) -> int:
             return 2 + amsgrad
         case config.Sgd(momentum=momentum):
             return int(momentum > 0)
+        case config.NewtonCg():
+            return 12  # a few vectors of conjugate gradients, and what is kept in double precision
         case config.Lbfgs(history_size=size):
             return 2 * size + 3
         case _:

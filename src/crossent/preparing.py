@@ -1,5 +1,6 @@
 """All that a run needs, made from the checked configuration."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,13 @@ from crossent.data.module import DataModule
 from crossent.errors import UserError
 from crossent.head import Head
 from crossent.loggers import LastPoints
+from crossent.losses import convex
 from crossent.processes import together
 from crossent.processes.grid import Grid
 from crossent.processes.world import World
 from crossent.resuming import Origin
+from crossent.solved_classifier import SolvedClassifier
+from crossent.warm_start import warm_start
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,18 @@ def _build(
     outputs = loss.outputs(classes)
     model = chosen.model
     head = Head(columns, classes, outputs, bias=model.bias, init=model.init, seed=chosen.seed, shard=shard)
-    classifier = SoftmaxClassifier(
+    if model.warm_start is not None and origin is None:
+        warm_start(head, module.facts, model.warm_start)
+    kind: Callable[..., SoftmaxClassifier] = SoftmaxClassifier
+    if isinstance(chosen.optimizer, config.NewtonCg):
+        _check_convex(loss, chosen.loss, outputs)
+        kind = partial(SolvedClassifier, l2_path=model.l2_path)
+    classifier = kind(
         head,
         loss,
         optimizer=partial(optim.build_optimizer, chosen.optimizer),
         scheduler=partial(optim.build_scheduler, chosen.scheduler),
-        l2=chosen.model.l2,
+        l2=model.l2,
         record={"config": plain, "data": module.facts.to_plain()},
         grid=grid,
     )
@@ -133,6 +143,18 @@ def _build(
     for logger in loop.loggers:
         _ = getattr(logger, "experiment", None)  # opens the event file; its imports are no part of fit's time
     return Run(directory, module, classifier, loop, last, origin, world)
+
+
+def _check_convex(loss: losses.Loss, chosen: config.Loss, outputs: int) -> None:
+    """Refuses a loss of the user's own that turns out not to be convex."""
+    try:
+        convex.costs(loss, torch.tensor([0, 1]), None, outputs)
+    except convex.NotConvexError as error:
+        named = getattr(chosen, "class_path", None)
+        what = f"loss._target_={named}" if named else f"loss={chosen.__struct_config__.tag}"
+        raise UserError(
+            f"{what}: {error}, as optimizer=newton_cg needs it; optimizer=lbfgs or adam takes any loss"
+        ) from error
 
 
 def _check_validation(chosen: config.TrainConfig, module: DataModule) -> None:

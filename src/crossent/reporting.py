@@ -4,6 +4,7 @@ import logging
 import shutil
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as lightning
@@ -15,6 +16,7 @@ from crossent.data.module import DataModule
 from crossent.loggers import LastPoints
 from crossent.processes.world import World
 from crossent.resuming import Origin
+from crossent.solved_classifier import Fit
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +89,19 @@ def print_header(
     log.info(
         "data       %s%s: %s rows, %d features, %d classes%s", _name(chosen.data), path, rows, columns, classes, of
     )
-    log.info("loss       %s", loss)
+    log.info("loss       %s%s", loss, _penalty(chosen))
     log.info("optimizer  %s%s, %s a step", _name(chosen.optimizer), rate, batch)
     log.info("device     %s, %s", world.described(str(loop.strategy.root_device)), loop.precision)
     log.info("run        %s\n", shown(directory))
+
+
+def _penalty(chosen: config.TrainConfig) -> str:
+    path = chosen.model.l2_path
+    if path is not None:
+        return f", l2 {', '.join(f'{l2:g}' for l2 in path)}"
+    if chosen.model.l2:
+        return f", l2 {chosen.model.l2:g}"
+    return ", no penalty (model.l2=0)" if isinstance(chosen.optimizer, config.NewtonCg) else ""
 
 
 def print_resume(origin: Origin) -> None:
@@ -110,6 +121,7 @@ def print_results(
     *,
     steps: int,
     seconds: float,
+    fits: Sequence[Fit],
     stopped_early: bool,
     best_accuracy: float | None,
 ) -> None:
@@ -117,6 +129,8 @@ def print_results(
     patience = chosen.callbacks.early_stopping.patience
     why = f"; val/cost had not improved for {patience} validations" if stopped_early else ""
     log.info("\ntrained to step %d in %.2f s%s", steps, seconds, why)
+    if isinstance(chosen.optimizer, config.NewtonCg):
+        print_fits(chosen, fits)
     for line in metrics_table(last.points):
         log.info("%s", line)
     if best_accuracy is not None:
@@ -124,6 +138,75 @@ def print_results(
     if isinstance(chosen.logger, config.TensorBoardLogger) and last.points:
         logs = runs.LATEST.parent.absolute()
         log.info("\ncurves: %s --logdir %s", _tensorboard(), shown(logs if logs in directory.parents else directory))
+
+
+def print_fits(chosen: config.TrainConfig, fits: Sequence[Fit]) -> None:
+    """Says how near to the optimum a solver has come, and what came of each penalty where there were several."""
+    path, optimizer = chosen.model.l2_path, chosen.optimizer
+    assert isinstance(optimizer, config.NewtonCg)
+    if path is not None:
+        _print_path(fits)
+    for fit in fits:
+        which = f"model.l2={fit['l2']:g}: " if path is not None else ""
+        if fit["end"] != "tolerance":
+            log.warning("%s%s", which, _ending(fit, optimizer.tol))
+        elif path is None:
+            log.info("%s", _ending(fit, optimizer.tol))
+    if not fits:
+        log.warning("stopped by the run's limit before optimizer.tol=%g was reached", optimizer.tol)
+    left = [] if path is None else path[len(fits) :]
+    if left:
+        log.warning("not fitted, since the run's limit came first (trainer.max_steps): model.l2=%s", left)
+
+
+def _print_path(fits: Sequence[Fit]) -> None:
+    """Prints a row a penalty, and which is best."""
+    if not fits:
+        return
+    log.info("\n%12s  %8s  %12s  %12s  %13s", "model.l2", "step", "train/cost", "val/cost", "suboptimality")
+    known = [fit for fit in fits if fit["val_cost"] is not None]
+    best = min(known, key=lambda fit: fit["val_cost"] or 0.0, default=None)
+    for fit in fits:
+        val = "" if fit["val_cost"] is None else f"{fit['val_cost']:.6f}"
+        distance = "" if fit["suboptimality"] is None else f"{fit['suboptimality']:.2e}"
+        mark = "  <- best" if fit is best else ""
+        log.info("%12.6g  %8d  %12.6f  %12s  %13s%s", fit["l2"], fit["steps"], fit["cost"], val, distance, mark)
+    if best is not None and best is not fits[-1]:
+        log.info(
+            "best.ckpt has model.l2=%g (step %d); below, train and val are of the last, model.l2=%g",
+            best["l2"],
+            best["steps"],
+            fits[-1]["l2"],
+        )
+
+
+def _ending(fit: Fit, tol: float) -> str:
+    """What is known of the optimum, and what to do where that is not enough."""
+    far = fit["suboptimality"]
+    about = "at most" if fit["l2"] else "about"  # without a penalty there is no bound, but an estimate
+    above = "" if far is None else f"cost + penalty is {about} {far:.1e} above the least possible, relative to it"
+    match fit["end"]:
+        case "tolerance":
+            return f"optimum reached: {above} (optimizer.tol={tol:g}), after {fit['passes']} passes through the rows"
+        case "endless":
+            return (
+                f"{above or 'the least possible cost is near'}, but no finite weights have that: some classes can be "
+                "told apart without error, and their weights grow for ever; add a penalty, model.l2=1e-4 for one"
+            )
+        case "separable":
+            return (
+                "no optimum exists: the training rows can be told apart without error, so the cost falls for ever as "
+                f"the weights grow; stopped at step {fit['steps']}, where that became certain, so the weights depend "
+                "on the start; add a penalty, model.l2=1e-4 for one"
+            )
+        case "precision":
+            return (
+                f"as near as the arithmetic gets{': ' if above else ''}{above}; optimizer.tol={tol:g} is finer than "
+                "that (accelerator.precision=64-true keeps more digits of the weights)"
+            )
+        case None:
+            where = above or "too far from the optimum to say how far"
+            return f"stopped by the run's limit (trainer.max_steps) before optimizer.tol={tol:g} was reached: {where}"
 
 
 def _name(section: config.Section) -> str:

@@ -94,6 +94,10 @@ def request(config_name: str, overrides: list[str], *, multirun: bool) -> Reques
     mode = RunMode.MULTIRUN if multirun else RunMode.RUN
     typed = parse(overrides)
     start, resume = _text(typed, "config"), _text(typed, "resume")
+    warm = None if resume is not None else _text(typed, "model.warm_start")
+    if warm is not None:  # found now: `latest` will be the new run itself
+        trained = runs.find_trained(warm, "model.warm_start")
+        overrides = [*overrides, f"model.warm_start={_quoted(trained.checkpoint or trained.directory)}"]
     if resume is None:
         if start is None:
             return Request(config_name, overrides, mode)

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from crossent import config, devices, runs
 from crossent.callbacks.checkpoints import MONITORED, BestCheckpoint, LastCheckpoint
-from crossent.callbacks.progress import Console
+from crossent.callbacks.progress import SOLVER_COLUMNS, Console
 from crossent.checkpoint_io import CheckpointFiles
 from crossent.custom import make
 from crossent.errors import UserError
@@ -85,7 +85,7 @@ def build(
         saved = None if origin is None or origin.checkpoint is None else origin.step
         arguments["callbacks"] = _callbacks(chosen, directory, last, files, validates=validates, saved=saved)
         if world.is_first:
-            arguments["callbacks"].insert(0, Console(last, validates=validates, bar=chosen.trainer.enable_progress_bar))
+            arguments["callbacks"].insert(0, _console(chosen, last, validates=validates))
         arguments["plugins"] = [files]
     if not validates:
         arguments["limit_val_batches"] = 0
@@ -102,6 +102,14 @@ def build(
     if world.ranks > 1:
         strategy.leave_signals_alone(trainer)
     return trainer
+
+
+def _console(chosen: config.TrainConfig, last: LastPoints, *, validates: bool) -> Console:
+    bar = chosen.trainer.enable_progress_bar
+    if isinstance(chosen.optimizer, config.NewtonCg):  # of which nobody knows how many steps it takes; few
+        more = SOLVER_COLUMNS if chosen.model.l2_path is None else ("train/l2", *SOLVER_COLUMNS)
+        return Console(last, validates=validates, bar=False, more=more, stride=1)
+    return Console(last, validates=validates, bar=bar)
 
 
 def _loggers(chosen: config.TrainConfig, directory: Path, start: int | None) -> list[Logger]:
@@ -124,7 +132,8 @@ def _callbacks(
     callbacks: list[lightning.Callback] = []
     stopping = chosen.callbacks.early_stopping
     overfits = bool(chosen.trainer.overfit_batches)  # on purpose: val/cost is meant to rise
-    if validates and stopping.patience is not None and not overfits:
+    is_path = chosen.model.l2_path is not None  # whose penalties are all asked for
+    if validates and stopping.patience is not None and not overfits and not is_path:
         callbacks.append(
             EarlyStopping(MONITORED, patience=stopping.patience, min_delta=stopping.min_delta, check_finite=False)
         )

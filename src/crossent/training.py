@@ -16,6 +16,7 @@ from crossent.endings import close_curves, explained, noted
 from crossent.preparing import Run, prepare
 from crossent.processes import together
 from crossent.processes.world import ALONE, World
+from crossent.solved_classifier import SolvedClassifier
 from crossent.writing import clear_parts
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ def _run(chosen: config.TrainConfig, plain: dict[str, Any], run: Run) -> dict[st
         steps=steps,
         seconds=seconds,
         best_accuracy=run.data.best_accuracy,
+        fits=run.classifier.fits if isinstance(run.classifier, SolvedClassifier) else (),
         stopped_early=stopping is not None and stopping.stopping_reason_message is not None,
     )
     return {tag: value for tag, (_, value) in run.last.points.items()}

@@ -49,7 +49,7 @@ class BestCheckpoint(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         cost = float(trainer.callback_metrics[MONITORED])
-        if cost < self._best:
+        if cost < self._best or (self._step is not None and self._step == pl_module.superseded_step):
             self._best, self._step = cost, trainer.global_step
             _save(trainer, self._path)
 
@@ -189,7 +189,8 @@ class LastCheckpoint(Checkpoint):
         # Readers forget the old points from this step on. Those of a validation at this very step are known, though,
         # and will not be computed again.
         for tag, (step, value) in stored["points"].items():
-            for logger in trainer.loggers if step >= checkpoint["global_step"] else ():
+            again = tag.startswith("train/") and not trainer.should_stop  # by the next step
+            for logger in trainer.loggers if step >= checkpoint["global_step"] and not again else ():
                 logger.log_metrics({tag: value}, step)
 
     def _wishes(self) -> tuple[bool, bool]:

@@ -1,13 +1,16 @@
 """The console of a run: a table of the cost that grows as the run goes on, and a progress bar on a terminal."""
 
 import logging
+import math
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as lightning
 from typing_extensions import override
 
+from crossent.console import number
 from crossent.loggers import LastPoints
 
 if TYPE_CHECKING:
@@ -15,7 +18,10 @@ if TYPE_CHECKING:
 
 _ROWS = 10  # of the table, at least; the notebook prints as many
 _LONGEST_SILENCE = 10  # seconds
+_WIDTH = 12  # of a column, in letters, at least
 _COLUMNS = ("train/cost", "val/cost", "val/accuracy")
+#: What a solver's steps are told by, beside their cost.
+SOLVER_COLUMNS = ("train/penalty", "train/gradient_norm", "train/suboptimality")
 
 log = logging.getLogger(__name__)
 
@@ -29,25 +35,37 @@ class Console(lightning.Callback):
         last: where the curves' last points are.
         validates: whether there will be points of val to show.
         bar: whether to show a bar, where the output is a terminal.
+        more: further curves to show.
+        stride: steps from row to row; None: ten to twenty rows a run.
     """
 
-    def __init__(self, last: LastPoints, *, validates: bool, bar: bool) -> None:
+    def __init__(
+        self,
+        last: LastPoints,
+        *,
+        validates: bool,
+        bar: bool,
+        more: Sequence[str] = (),
+        stride: int | None = None,
+    ) -> None:
         self._last = last
         self._wants_bar = bar and sys.stdout.isatty()
         self._bar: Progress | None = None
+        self._rows_every = stride
         self._stride = 1
         self._next_row = 0
         self._last_row = -1
         self._row_at = time.monotonic()
-        self._columns = _COLUMNS if validates else _COLUMNS[:1]
+        self._columns = (_COLUMNS[0], *more, *(_COLUMNS[1:] if validates else ()))
+        self._row = "".join(f"  %{max(_WIDTH, len(column))}s" for column in self._columns)
 
     @override
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         total = trainer.estimated_stepping_batches
-        self._stride = _round_number(total / _ROWS)
+        self._stride = self._rows_every or _round_number(total / _ROWS)
         self._next_row = trainer.global_step
         self._last_row = self._next_row - 1
-        log.info("%8s" + "  %12s" * len(self._columns), "step", *self._columns)
+        log.info("%8s" + self._row, "step", *self._columns)
         if self._wants_bar:
             self._show_bar(None if total == float("inf") else int(total), trainer.global_step)
 
@@ -55,7 +73,7 @@ class Console(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._print_row()
+        self._print_row(trainer.global_step)  # of the step that has ended, even if what it led to is known
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=trainer.global_step)
 
@@ -77,18 +95,18 @@ class Console(lightning.Callback):
             self._bar.stop()
             self._bar = None
 
-    def _print_row(self) -> None:
-        """Prints the newest point of train/cost, if it is due."""
-        step, _ = self._last.points.get("train/cost", (-1, 0.0))
+    def _print_row(self, end: float = math.inf) -> None:
+        """Prints the newest point of train/cost before a step, if it is due."""
+        step, _ = self._last.newest("train/cost", end)
         waited = step > self._last_row and time.monotonic() - self._row_at > _LONGEST_SILENCE
         if step < self._next_row and not waited:
             return
         cells = []
         for tag in self._columns:
-            at, value = self._last.points.get(tag, (-1, 0.0))
+            at, value = self._last.newest(tag, end)
             # A validation stands in the row that comes after it, and in no other.
-            cells.append(f"{value:.6f}" if self._last_row < at <= step else "")
-        log.info("%8d" + "  %12s" * len(cells), step, *cells)
+            cells.append(number(tag, value) if self._last_row < at <= step else "")
+        log.info("%s", (f"{step:8d}" + self._row % tuple(cells)).rstrip())
         self._last_row, self._row_at = step, time.monotonic()
         self._next_row = (step // self._stride + 1) * self._stride
 

@@ -15,6 +15,11 @@ class Loss(Section):
     z_loss: Coefficient
     backend: Literal["auto", "dense", "chunked"]
 
+    @property
+    def is_convex(self) -> bool:
+        """Whether the mean cost is a convex function of the weights; of a class of the user's own, only it can tell."""
+        return self.z_loss == 0
+
     def __post_init__(self) -> None:
         if isinstance(self.class_weight, list) and not any(self.class_weight):
             raise ValueError(f"class_weight={self.class_weight}: at least one has to be above 0")
@@ -71,6 +76,11 @@ class HingeLoss(LossWithoutSoftmax, tag="hinge"):
     margin: PositiveCoefficient
     p: Literal[1, 2]
 
+    @property
+    def bends(self) -> bool:
+        """Whether it has a second derivative that is not 0."""
+        return self.p == 2
+
 
 class CrossEntropyLoss(RowLoss, tag="cross_entropy"):
     label_smoothing: Share
@@ -83,13 +93,22 @@ class LogitAdjustedLoss(RowLoss, tag="logit_adjusted"):
 class FocalLoss(RowLoss, tag="focal"):
     gamma: Coefficient
 
+    @property
+    def is_convex(self) -> bool:
+        return self.gamma == 0 and super().is_convex
+
 
 class Poly1Loss(RowLoss, tag="poly1"):
     epsilon: Annotated[float, Meta(ge=-1, le=1e6)]
 
+    @property
+    def is_convex(self) -> bool:
+        return self.epsilon == 0 and super().is_convex
+
 
 class GeneralizedCrossEntropyLoss(RowLoss, tag="generalized_cross_entropy"):
     q: Annotated[float, Meta(gt=0, le=1)]
+    is_convex = False
 
 
 class SymmetricCrossEntropyLoss(RowLoss, tag="symmetric_cross_entropy"):
@@ -97,9 +116,13 @@ class SymmetricCrossEntropyLoss(RowLoss, tag="symmetric_cross_entropy"):
     beta: Coefficient
     A: Annotated[float, Meta(lt=0, ge=-1e6)]
 
+    @property
+    def is_convex(self) -> bool:
+        return self.beta == 0 and super().is_convex
+
 
 class BrierLoss(RowLoss, tag="brier"):
-    pass
+    is_convex = False
 
 
 AnyLoss = (

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from crossent.config.types import AtLeastOne, Custom, NonNegative, Positive, ProperShare, Section
+from crossent.config.types import AtLeastOne, Custom, NonNegative, Positive, ProperShare, Section, Tolerance
 
 
 class Sgd(Section, tag="sgd"):
@@ -39,7 +39,12 @@ class Lbfgs(Section, tag="lbfgs"):
     line_search_fn: Literal["strong_wolfe"] | None
 
 
-AnyOptimizer = Sgd | Adam | AdamW | Lbfgs | Custom
+class NewtonCg(Section, tag="newton_cg"):
+    tol: Tolerance
+    max_inner: AtLeastOne
+
+
+AnyOptimizer = Sgd | Adam | AdamW | Lbfgs | NewtonCg | Custom
 
 
 class NoScheduler(Section, tag="none"):

@@ -5,7 +5,7 @@ from typing import Literal
 from msgspec import Struct
 
 from crossent.config.losses import AnyLoss, WholeRowLoss
-from crossent.config.optimizers import AnyOptimizer, Lbfgs
+from crossent.config.optimizers import AnyOptimizer, Lbfgs, NewtonCg
 from crossent.config.types import (
     Arguments,
     AtLeastOne,
@@ -119,9 +119,10 @@ class SplitClasses(SeveralProcesses):
                 f"accelerator={name} no process has all of them; use cross_entropy or another loss that depends on few "
                 f"numbers of a row, or accelerator={rows}, which splits the rows"
             )
-        if isinstance(optimizer, Lbfgs):
+        if isinstance(optimizer, Lbfgs | NewtonCg):
             raise ValueError(
-                f"optimizer=lbfgs: searches along the gradient by all weights, and with accelerator={name} no process "
+                f"optimizer={optimizer.__struct_config__.tag}: searches along the gradient by all weights, and with "
+                f"accelerator={name} no process "
                 f"has all of them; use sgd, adam or adamw, or accelerator={rows}"
             )
 

@@ -18,6 +18,7 @@ Coefficient = Annotated[float, Meta(ge=0, le=1e6)]  # of a formula in float32
 PositiveCoefficient = Annotated[float, Meta(gt=0, le=1e6)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 ProperShare = Annotated[float, Meta(ge=0, lt=1)]
+Tolerance = Annotated[float, Meta(gt=0, lt=1)]
 CountOrShare = Count | Share
 InMemory = Literal["auto"] | bool
 Text = Annotated[str, Meta(min_length=1)]

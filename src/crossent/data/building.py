@@ -14,6 +14,7 @@ def build(chosen: config.TrainConfig) -> DataModule:
     rows = chosen.data
     return DataModule(
         source(rows, chosen.loss.ignore_index),
+        whole=isinstance(chosen.optimizer, config.NewtonCg),
         batch_size=None if rows.batch_size == "full" else rows.batch_size,
         val_fraction=rows.val_share,
         test_fraction=rows.test_fraction,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crossent.data.ahead import in_order
-from crossent.data.mapped import Mapped
+from crossent.data.mapped import Features, Mapped
 from crossent.data.shuffle import Shuffle
 from crossent.data.table import Table
 
@@ -57,6 +57,33 @@ class Batch:
             self.targets.to(device, non_blocking=non_blocking),
             None if self.weights is None else self.weights.to(device, non_blocking=non_blocking),
             self.global_rows,
+        )
+
+
+class AllRows:
+    """All of a rank's rows, in the order they are in, for whoever goes through them part by part.
+
+    Attributes:
+        features: (rows, columns), in memory or in a file.
+        targets: (rows,).
+        weights: (rows,), where the rows have some.
+        first: the index of the first of them among those of all ranks.
+    """
+
+    def __init__(self, features: Features, targets: Tensor, weights: Tensor | None, first: int) -> None:
+        self.features = features
+        self.targets = targets
+        self.weights = weights
+        self.first = first
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """The same rows on a device; those of a file stay there."""
+        features = self.features
+        return type(self)(
+            features if isinstance(features, Mapped) else features.to(device, non_blocking=non_blocking),
+            self.targets.to(device, non_blocking=non_blocking),
+            None if self.weights is None else self.weights.to(device, non_blocking=non_blocking),
+            self.first,
         )
 
 
@@ -221,3 +248,23 @@ class TrainLoader(BatchLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on at a place in the stream."""
         self._served = state["served"]
+
+
+class WholeLoader(TrainLoader):
+    """Serves all of a rank's rows as one batch, `AllRows`, an epoch."""
+
+    def __iter__(self) -> Iterator[AllRows]:  # type: ignore[override]
+        """The one batch of the next epoch."""
+        self._served += 1
+        part, table = self._share(0), self._table
+        features = table.features
+        yield AllRows(
+            features.take(torch.arange(part.start, part.stop))
+            if self._ranks > 1 and isinstance(features, Mapped)
+            else features
+            if isinstance(features, Mapped)
+            else features[part],
+            table.targets[part],
+            None if table.weights is None else table.weights[part],
+            part.start,
+        )

@@ -7,7 +7,7 @@ import lightning.pytorch as lightning
 import torch
 
 from crossent.data.facts import DataFacts
-from crossent.data.loader import BatchLoader, TrainLoader, evaluation_rows
+from crossent.data.loader import BatchLoader, TrainLoader, WholeLoader, evaluation_rows
 from crossent.data.mapped import Mapped
 from crossent.data.split import Split, rows_of_parts
 from crossent.data.storage import IN_MEMORY_BYTES
@@ -35,6 +35,7 @@ class DataModule(lightning.LightningDataModule):
         seed: of split and order.
         limit: batches after which Lightning calls an epoch done; see `TrainLoader`.
         ignore_index: the target of rows that count for nothing.
+        whole: whether a training batch is all rows as they are, which its user goes through part by part.
         fills: whether a missing value, NaN, is filled in with its column's mean over the training rows.
     """
 
@@ -42,6 +43,7 @@ class DataModule(lightning.LightningDataModule):
         self,
         source: Source,
         *,
+        whole: bool = False,
         batch_size: int | None = None,
         val_fraction: float = 0.0,
         test_fraction: float = 0.0,
@@ -54,6 +56,7 @@ class DataModule(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         self._source = source
+        self._whole = whole
         self._batch_size = batch_size
         self._fractions = (val_fraction, test_fraction)
         self._standardize = standardize
@@ -97,7 +100,8 @@ class DataModule(lightning.LightningDataModule):
         del table  # or its features would stay in memory beside those of the parts
         for name in Split._fields:
             self._tables[name] = parts.pop(name).standardized(standardization, in_place=copied)
-        self._train_loader = TrainLoader(
+        kind = WholeLoader if self._whole else TrainLoader
+        self._train_loader = kind(
             self._tables["train"], self.batch_rows, shuffle=self._shuffle, seed=self._seed, limit=self._limit
         )
         self._check_sizes()
@@ -105,7 +109,7 @@ class DataModule(lightning.LightningDataModule):
     def _check_sizes(self) -> None:
         """Refuses what memory has no room for, and wonders about what is not usual."""
         train, classes, columns = self._tables["train"], len(self._facts.classes), len(self._facts.columns)
-        if isinstance(train.features, Mapped) and self.batch_rows * columns * 4 > IN_MEMORY_BYTES:
+        if not self._whole and isinstance(train.features, Mapped) and self.batch_rows * columns * 4 > IN_MEMORY_BYTES:
             chosen = "full" if self._batch_size is None else self._batch_size
             raise UserError(
                 f"data.batch_size={chosen}: so many rows with {columns} features do not stay in memory; use fewer, "

@@ -8,6 +8,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from crossent import config
 from crossent.custom import make
+from crossent.solvers import NewtonCG
 
 __all__ = ["OptimizerFactory", "SchedulerFactory", "build_optimizer", "build_scheduler", "is_elementwise"]
 
@@ -54,6 +55,8 @@ def build_optimizer(chosen: config.AnyOptimizer, parameters: Iterable[Parameter]
                 history_size=chosen.history_size,
                 line_search_fn=chosen.line_search_fn,
             )
+        case config.NewtonCg():
+            return NewtonCG(parameters, tol=chosen.tol, max_inner=chosen.max_inner)
         case config.Custom():
             return make("optimizer", chosen.class_path, chosen.arguments, Optimizer, parameters)
 

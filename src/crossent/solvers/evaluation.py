@@ -1,0 +1,33 @@
+"""What a solver knows of the objective at some weights."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Evaluation:
+    """The objective at some weights.
+
+    Attributes:
+        at: the weights, (outputs, columns), in double precision.
+        cost: the mean cost of a row.
+        penalty: λ/2 ‖weights‖².
+        gradient: of both together, (outputs, columns), in double precision.
+        states: what tells how the rows' costs bend there, part by part; None: it was not kept.
+        smallest: of what the costs' `level` goes by.
+        smallest_lead: of a target's output over another class's, over all rows; NaN where it does not matter.
+    """
+
+    at: Tensor
+    cost: float
+    penalty: float
+    gradient: Tensor
+    states: list[Tensor] | None
+    smallest: float
+    smallest_lead: float
+
+    @property
+    def value(self) -> float:
+        """What is minimised."""
+        return self.cost + self.penalty

@@ -1,0 +1,358 @@
+"""Truncated Newton for convex losses, which says how far from the optimum it is."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from crossent.solvers import certificate, preconditioners
+from crossent.solvers.conjugate_gradients import Lanczos, Progress, Solved, solve
+from crossent.solvers.evaluation import Evaluation
+from crossent.solvers.line_search import dot, search
+from crossent.solvers.objective import Objective
+from crossent.solvers.preconditioners import Kind, Preconditioner
+
+#: Why a solver takes no further step: it is there; it is as near as one likes, but no weights are there; all rows are
+#: told apart, so that there is nothing to be near to; the arithmetic has no more digits.
+End = Literal["tolerance", "endless", "separable", "precision"]
+
+# How far a step is solved: until the preconditioned residual is this small a share of what it was, or smaller, as its
+# size goes down (Eisenstat and Walker, Choosing the forcing terms in an inexact Newton method, 1996).
+_FORCING = 0.1
+# Of the tolerance, what a step's slopes may leave by what the step before has told, so many times over, and what its
+# residual may.
+_LEFT, _BEND, _MORE = 0.6, 5.0, 0.3
+# Steps that gain nothing, in single precision; fewer in double; and what one counts that gains next to nothing.
+_PATIENCE, _NEXT_TO_NOTHING = 3, 0.34
+_FINEST_SINGLE = 1e-7  # of tolerances, which single precision can hold
+_TINY = 1e-200  # of a decrease, which is to have powers
+_FURTHEST = 1e4  # that a step may move an output, if all columns have their largest number
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step has seen and done.
+
+    Attributes:
+        cost: the mean cost of a row, before the step.
+        penalty: λ/2 ‖weight‖², before the step.
+        gradient_norm: Euclidean, before the step.
+        inner: products with the Hessian.
+        length: of the step, 1 for Newton's own; 0: none was taken.
+        suboptimality: a bound on (value − optimum) / optimum before the step; infinite where none was found.
+        following: the same after the step.
+        end: why no further step is worth taking; None: there may be one.
+    """
+
+    cost: float
+    penalty: float
+    gradient_norm: float
+    inner: int
+    length: float
+    suboptimality: float
+    following: float
+    end: End | None
+
+
+@dataclass
+class _Memory:
+    """What steps leave to those that follow; it goes into checkpoints, so that a run goes on with the same bits.
+
+    Attributes:
+        lower: the best lower bound of the optimum so far.
+        bend: by how much the last step's quadratic model was wrong, over the model's decrease to the power of 3/2.
+        kind: of preconditioner.
+        since: products with the Hessian since the preconditioner was made.
+        smallest: Ritz value of the preconditioned Hessian since then.
+        made: the parameters at which it was made; None: no step has been taken yet.
+        stalled: steps in a row that have gained nothing.
+        passes: through the rows.
+        precision: 0: all in single; 1: objective and gradient in double; 2: products with the Hessian as well.
+    """
+
+    lower: float = -math.inf
+    bend: float = math.inf
+    kind: Kind = "diagonal"
+    since: int = 0
+    smallest: float = 1.0
+    made: list[Tensor] | None = None
+    stalled: float = 0.0
+    passes: int = 0
+    precision: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of objective and gradient."""
+        return torch.float64 if self.precision else torch.float32
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """Of products with the Hessian."""
+        return torch.float64 if self.precision == 2 else torch.float32
+
+
+class NewtonCG(Optimizer):
+    """Minimises an `Objective` by Newton steps that conjugate gradients solve as far as it pays.
+
+    A step takes one pass through the rows for the objective and its gradient, and one for each product with the
+    Hessian; how far it leads is told by `crossent.solvers.certificate`. Weights are kept in the parameters' precision,
+    and sums in double. Nocedal and Wright, Numerical Optimization, 2006, section 7.1.
+
+    Args:
+        parameters: weight, (outputs, features), and, if there is one, the bias, (outputs,).
+        objective: what is minimised; may be given later, before the first step.
+        tol: the bound, relative to the optimum, at which it is done.
+        max_inner: products with the Hessian a step, at most.
+
+    Attributes:
+        objective: what is minimised.
+        last: what the last step has seen and done.
+        reached: the objective at the weights that it has led to.
+        is_last: whether the next step is the last one, so that it has to say how far from the optimum it ends.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        objective: Objective | None = None,
+        *,
+        tol: float = 1e-6,
+        max_inner: int = 500,
+    ) -> None:
+        super().__init__(parameters, {"tol": tol, "max_inner": max_inner, "memory": None})
+        self.objective = objective
+        self.last: Step | None = None
+        self.reached: Evaluation | None = None
+        self.is_last = False
+        self._here: Evaluation | None = None
+        self._precondition: Preconditioner | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> float:  # type: ignore[override]
+        """Takes a step, and returns the objective's value before it.
+
+        Args:
+            closure: called first, for whoever counts on it; its result is not used.
+        """
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        memory, matrix = self._recalled(), self._known.matrix
+        passes = matrix.passes
+        here = self._here or self._evaluate(self._weights(), memory)
+        if memory.made is not None:  # or the step before has evaluated it already, and counted that
+            passes = matrix.passes
+        norm = float(torch.linalg.vector_norm(here.gradient))
+        start = self._better_start(here, memory)
+        there, inner, length = start, 0, 0.0
+        told = False
+        end: End | None = "separable" if start.smallest_lead > 0 else None
+        precision, known = memory.precision, _relative(start.value, memory)
+        if end is None:
+            there, inner, length, told = self._newton(start, memory)
+            self._move(there.at)
+        before, after = _relative(here.value, memory), _relative(there.value, memory)
+        if after <= self._group["tol"]:
+            end = "tolerance"
+        elif end is None:
+            tolerated = self._group["tol"] if told and math.isfinite(known) and after > known / 2 else 0.0
+            end = _gained(start.value - there.value, start.value, tolerated, memory, told=told)
+        if end in ("tolerance", "precision") and self._known.recedes(there.at - start.at):
+            end = "endless"
+        self.last = Step(here.cost, here.penalty, norm, inner, length, before, after, end)
+        self.reached = self._here = there
+        if memory.precision != precision:  # as a run that goes on would have it
+            self._here = self._precondition = None
+        if start is not there:
+            self._known.release(start)
+        memory.passes += matrix.passes - passes
+        # Not in `state`, whose numbers PyTorch turns into the parameters' precision when it is loaded.
+        self._group["memory"] = dict(memory.__dict__)
+        return here.value
+
+    def begin_anew(self) -> None:
+        """Forgets what it knows of the optimum, since the objective has another one now; starts from where it is."""
+        memory = self._recalled()
+        memory.lower, memory.stalled, memory.smallest = -math.inf, 0.0, 1.0
+        memory.passes += 1  # to see where it is by the new objective
+        self._group["memory"] = dict(memory.__dict__)
+        self.last = self._here = self._precondition = None
+
+    @property
+    def passes(self) -> int:
+        """Through the rows so far, also before the run went on."""
+        return self._recalled().passes
+
+    # -- one step -------------------------------------------------------------------------------------------
+
+    def _better_start(self, here: Evaluation, memory: _Memory) -> Evaluation:
+        """Weights of 0, if that is better than weights from which no step has been taken yet."""
+        if memory.made is not None or not here.at.any():
+            return here
+        zeros = self._evaluate(torch.zeros_like(here.at), memory)
+        return here if here.value <= zeros.value else zeros
+
+    def _newton(self, start: Evaluation, memory: _Memory) -> tuple[Evaluation, int, float, bool]:
+        """Takes Newton's step: where it leads, its products, its length, and whether it tells how far it leads."""
+        objective, tolerance = self._known, self._group["tol"] * start.value
+        precondition = self._preconditioner(start, memory)
+        solved, tells = self._solve(start, precondition, tolerance, memory)
+        direction, aimed = solved.direction.to(torch.float64), None
+        if tells:
+            whole, slopes = memory.kind == "whole", solved.residual[:, -1]
+            aimed = certificate.aim(objective, start, direction, slopes, memory.dtype, tolerance, is_exact=whole)
+            direction = aimed.direction
+        if objective.costs.has_gauge:  # columns in which only differences count keep a mean of 0
+            free = objective.penalised if objective.l2 else 0
+            direction[:, free:] -= (start.at + direction)[:, free:].mean(0)
+        furthest = 0.0 if objective.largest is None else float((direction.abs() @ objective.largest).max())
+        if furthest > _FURTHEST:  # where next to nothing bends
+            direction, aimed = direction * (_FURTHEST / furthest), None
+        noise = 8 * torch.finfo(memory.dtype).eps * abs(start.value)
+        there, length, full = search(
+            lambda at: self._evaluate(self._rounded(at), memory), objective.release, start, direction, noise
+        )
+        error = abs(full.value - start.value + solved.decrease)
+        memory.bend = error / solved.decrease / math.sqrt(solved.decrease) if solved.decrease > _TINY else math.inf
+        if aimed is not None and objective.l2:
+            rounded = full.at - start.at - direction
+            lower = certificate.lower_bound(objective, aimed, full, rounded, memory.dtype)
+            if lower <= min(start.value, there.value):  # or it is rounded away
+                memory.lower = max(memory.lower, lower)
+        elif aimed is not None:
+            reach = certificate.reach(solved.lanczos, memory.smallest)
+            lower = certificate.estimate(objective, aimed, full, precondition, reach, memory.product_dtype)
+            # What is no bound is not believed before a step has gained less than that.
+            memory.lower = min(lower, 2 * there.value - start.value)
+        return there, solved.steps, length, tells
+
+    def _solve(
+        self, start: Evaluation, precondition: Preconditioner, tolerance: float, memory: _Memory
+    ) -> tuple[Solved, bool]:
+        """Newton's equation, and whether to tell how far from the optimum its solution leads.
+
+        That is told only when it will be little enough, as far as the last step tells, since the equation has to be
+        solved further for it.
+        """
+        tells = self.is_last or memory.stalled > 0
+
+        def leads_near(decrease: float) -> bool:
+            """Whether the slopes that the step aims at will leave little: what is of the fourth order of its length."""
+            left = _BEND * memory.bend * decrease
+            return decrease <= _TINY or left * left <= _LEFT * tolerance
+
+        def enough(progress: Progress) -> bool:
+            nonlocal tells
+            if not tells and progress.size > progress.first * min(_FORCING, progress.first**0.25) ** 2:
+                return False
+            tells = tells or leads_near(progress.decrease)
+            allowed = _MORE * tolerance
+            return not tells or certificate.left_by(self._known, progress, memory.smallest, allowed) <= allowed
+
+        if memory.kind == "whole":
+            direction = -precondition(start.gradient)
+            decrease = -dot(direction, start.gradient) / 2
+            solved = Solved(direction, torch.zeros_like(direction), 1, decrease, Lanczos())
+            return solved, tells or leads_near(decrease)
+        solved = solve(
+            lambda direction: self._known.product(start, direction),
+            start.gradient.to(memory.product_dtype),
+            precondition,
+            enough,
+            self._group["max_inner"],
+        )
+        memory.since += solved.steps
+        memory.smallest = min(memory.smallest, solved.lanczos.smallest)
+        return solved, tells
+
+    def _preconditioner(self, start: Evaluation, memory: _Memory) -> Preconditioner:
+        """Made anew where the iterations since the last time have taken longer than that does."""
+        objective, pays = self._known, memory.since >= preconditioners.products_of_blocks(self._known)
+        if memory.made is None or pays or memory.kind != "blocks":
+            if memory.kind == "diagonal" and pays and preconditioners.takes_blocks(objective):
+                memory.kind = "blocks"
+            if pays or memory.kind != "diagonal":
+                memory.since = 0
+            memory.made, memory.smallest = [each.detach().clone() for each in self._group["params"]], 1.0
+            self._precondition = preconditioners.make(memory.kind, objective, start, memory.product_dtype)
+        elif self._precondition is None:  # of a run that goes on, or of another objective
+            passes = objective.matrix.passes
+            made = self._evaluate(self._weights([each.to(self._weight.device) for each in memory.made]), memory)
+            self._precondition = preconditioners.make(memory.kind, objective, made, memory.product_dtype)
+            memory.passes -= objective.matrix.passes - passes  # which were counted when it was made
+        return self._precondition
+
+    # -- parameters and memory ------------------------------------------------------------------------------
+
+    @property
+    def _group(self) -> dict[str, Any]:
+        return self.param_groups[0]
+
+    @property
+    def _weight(self) -> Parameter:
+        return cast(Parameter, self._group["params"][0])
+
+    @property
+    def _known(self) -> Objective:
+        assert self.objective is not None, "NewtonCG needs its objective before the first step"
+        return self.objective
+
+    def _recalled(self) -> _Memory:
+        if self._group["memory"] is not None:
+            return _Memory(**self._group["memory"])
+        if preconditioners.takes_all(self._known):
+            return _Memory(kind="whole", precision=2)
+        return _Memory(precision=int(self._known.is_small or self._group["tol"] < _FINEST_SINGLE))
+
+    def _evaluate(self, at: Tensor, memory: _Memory) -> Evaluation:
+        return self._known.evaluate(at, memory.dtype)
+
+    def _weights(self, parameters: list[Tensor] | None = None) -> Tensor:
+        """The parameters as the objective takes them."""
+        weight, *bias = parameters or self._group["params"]
+        return self._known.weights(weight, bias[0].expand(len(weight)) if bias else None)
+
+    def _rounded(self, at: Tensor) -> Tensor:
+        """Weights as the parameters will hold them."""
+        weight, bias = self._known.head(at)
+        kept = self._weight.dtype
+        return self._known.weights(weight.to(kept), None if bias is None else bias.to(kept))
+
+    def _move(self, at: Tensor) -> None:
+        weight, bias = self._known.head(at)
+        self._weight.copy_(weight)
+        if bias is not None:
+            self._group["params"][1].copy_(bias)
+
+
+def _gained(gain: float, value: float, tolerated: float, memory: _Memory, *, told: bool) -> End | None:
+    """Counts steps that gain nothing; first the arithmetic is made finer, and then there is no more to gain.
+
+    Args:
+        gain: of the step.
+        value: of the objective before it.
+        tolerated: a share of the value that is next to nothing.
+        memory: of the solver.
+        told: whether the step has told how far it leads, without which there is no end.
+    """
+    if gain <= torch.finfo(memory.dtype).eps * abs(value):
+        memory.stalled += 1.0
+    elif gain <= tolerated * abs(value):
+        memory.stalled += _NEXT_TO_NOTHING
+    else:
+        memory.stalled = 0.0
+    if memory.stalled < _PATIENCE - memory.precision or not told:
+        return None
+    if memory.precision == 2:
+        return "precision"
+    memory.precision, memory.stalled = memory.precision + 1, 0.0
+    return None
+
+
+def _relative(value: float, memory: _Memory) -> float:
+    return (value - memory.lower) / memory.lower if memory.lower > 0 else math.inf

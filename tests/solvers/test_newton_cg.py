@@ -1,0 +1,234 @@
+"""The solver reaches the optimum, and what it says of it is true."""
+
+import math
+from typing import Literal
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from crossent.losses import Binary, CrossEntropy, Focal
+from crossent.losses.convex import NotConvexError
+from crossent.solvers import NewtonCG, Objective, minimize
+from solvers.problems import Problem, bundled, drawn, run, twenty
+
+PROBLEMS = twenty()
+
+
+@pytest.fixture(scope="module", params=PROBLEMS)
+def problem(request: pytest.FixtureRequest) -> tuple[Problem, float]:
+    found = PROBLEMS[request.param]
+    return found, found.optimum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
+@pytest.mark.parametrize("tol", [1e-3, 1e-6, 1e-9])
+def test_is_never_nearer_to_the_optimum_than_the_truth(
+    problem: tuple[Problem, float], dtype: torch.dtype, tol: float
+) -> None:
+    found, optimum = problem
+    parameters = found.parameters(dtype)
+    solver = found.solver(parameters, tol=tol)
+    said: list[tuple[float, float]] = []  # and true
+
+    for _ in range(200):
+        before = (found.value(parameters).item() - optimum) / optimum
+        solver.step()
+        assert solver.last is not None
+        after = (found.value(parameters).item() - optimum) / optimum
+        said += [(solver.last.suboptimality, before), (solver.last.following, after)]
+        if solver.last.end is not None:
+            break
+
+    assert solver.last is not None
+    if solver.last.end != "tolerance":  # weights in single precision are not so exact
+        assert (solver.last.end, dtype) == ("precision", torch.float32)
+        assert tol <= 1e-6
+    else:
+        assert after <= tol
+    rounded = 1e-13  # of the values that are compared
+    assert all(claim + rounded >= true for claim, true in said)
+    assert any(math.isfinite(claim) for claim, _ in said)
+
+
+def test_there_are_twenty_problems() -> None:
+    assert len(PROBLEMS) == 20
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("name", ["iris", "wine", "digits", "breast_cancer"])
+def test_coefficients_are_those_of_scikit_learn(name: str, standardize: bool) -> None:
+    features, targets = bundled(name, standardize=standardize)
+    loss = Binary() if name == "breast_cancer" else CrossEntropy()
+    ours = Problem(loss, features, targets, 1 / len(targets))
+    theirs = LogisticRegression(solver="newton-cholesky", tol=1e-10, max_iter=1000).fit(features, targets)
+    weight, bias = ours.parameters()
+
+    run(ours.solver([weight, bias], tol=1e-13))
+
+    torch.testing.assert_close(weight.detach(), torch.from_numpy(theirs.coef_), rtol=0, atol=1e-5)
+    intercepts = torch.from_numpy(theirs.intercept_)
+    torch.testing.assert_close(bias.detach(), intercepts - intercepts.mean() * (len(bias) > 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["whole", "blocks", "diagonal"])
+def test_every_preconditioner_leads_there(kind: Literal["whole", "blocks", "diagonal"]) -> None:
+    problem = Problem(CrossEntropy(), *drawn(500, 12, 5, scales=1), 1e-3)
+    parameters = problem.parameters()
+    solver = problem.solver(parameters, tol=1e-10)
+    memory = solver._recalled()
+    memory.kind = kind
+    solver.param_groups[0]["memory"] = dict(memory.__dict__)
+
+    steps = run(solver)
+
+    assert problem.value(parameters).item() == pytest.approx(problem.optimum(), rel=1e-10)
+    assert steps < 12
+
+
+def test_starts_from_zero_where_that_is_better() -> None:
+    problem = Problem(CrossEntropy(), *drawn(500, 12, 5), 1e-3)
+    parameters = problem.parameters()
+    with torch.no_grad():
+        parameters[0].normal_(std=1000, generator=torch.Generator().manual_seed(0))
+    far = problem.value(parameters).item()
+
+    solver = problem.solver(parameters)
+    solver.step()
+
+    assert solver.last is not None
+    assert solver.last.cost + solver.last.penalty == pytest.approx(far)
+    assert problem.value(parameters).item() < math.log(5)
+    assert run(solver) < 10
+
+
+def test_does_not_leave_the_optimum() -> None:
+    problem = Problem(CrossEntropy(), *drawn(500, 12, 5), 1e-3)
+    parameters = problem.parameters()
+    run(problem.solver(parameters, tol=1e-12))
+    there = parameters[0].clone()
+
+    steps = run(problem.solver(parameters, tol=1e-6))
+
+    torch.testing.assert_close(parameters[0].detach(), there.detach(), rtol=0, atol=1e-6)
+    assert steps <= 2
+
+
+def test_classes_that_can_be_told_apart_have_no_optimum() -> None:
+    features, targets = bundled("digits")
+    solver = Problem(CrossEntropy(), features, targets, 0.0).solver(
+        [*Problem(CrossEntropy(), features, targets, 0.0).parameters()]
+    )
+
+    run(solver)
+
+    assert solver.last is not None
+    assert solver.last.end == "separable"
+
+
+def test_a_class_that_can_be_told_apart_has_no_optimum_either() -> None:
+    features, targets = bundled("iris", standardize=True)
+    problem = Problem(CrossEntropy(), features, targets, 0.0)
+    solver = problem.solver(problem.parameters())
+
+    run(solver)
+
+    assert solver.last is not None
+    assert solver.last.end == "endless"
+
+
+def test_without_a_penalty_too() -> None:
+    problem = Problem(CrossEntropy(), *drawn(2000, 12, 5), 0.0)
+    parameters = problem.parameters()
+    solver = problem.solver(parameters, tol=1e-6)
+    run(solver)
+    reached, claim = problem.value(parameters).item(), solver.last.following  # type: ignore[union-attr]
+
+    run(problem.solver(parameters, tol=1e-14))
+
+    optimum = problem.value(parameters).item()
+    assert solver.last is not None
+    assert solver.last.end == "tolerance"
+    assert claim + 1e-14 >= (reached - optimum) / optimum
+
+
+def test_smoothed_labels_have_an_optimum_without_a_penalty() -> None:
+    features, targets = bundled("iris", standardize=True)
+    problem = Problem(CrossEntropy(0.1), features, targets, 0.0)
+    solver = problem.solver(problem.parameters())
+
+    run(solver)
+
+    assert solver.last is not None
+    assert solver.last.end == "tolerance"
+
+
+def test_says_when_arithmetic_has_no_more_digits() -> None:
+    problem = Problem(CrossEntropy(), *drawn(500, 12, 5), 1e-3)
+    solver = problem.solver(problem.parameters(), tol=1e-17)
+
+    run(solver)
+
+    assert solver.last is not None
+    assert solver.last.end == "precision"
+    assert solver.last.following < 1e-13
+
+
+def test_says_how_far_it_is_where_steps_run_out() -> None:
+    problem = Problem(CrossEntropy(), *drawn(500, 12, 5), 1e-3)
+    parameters = problem.parameters()
+    solver = problem.solver(parameters)
+
+    for step in range(3):
+        solver.is_last = step == 2
+        solver.step()
+
+    assert solver.last is not None
+    assert solver.last.end is None
+    optimum = problem.optimum()
+    assert math.inf > solver.last.following >= (problem.value(parameters).item() - optimum) / optimum
+
+
+def test_refuses_a_loss_that_is_not_convex() -> None:
+    with pytest.raises(NotConvexError):
+        Objective(Focal(), *drawn(50, 3, 3), outputs=3)
+
+
+def test_goes_on_with_the_same_bits() -> None:
+    problem = Problem(CrossEntropy(), *bundled("digits"), 1e-3)
+    whole = problem.parameters(torch.float32)
+    run(problem.solver(whole))
+    parts = problem.parameters(torch.float32)
+    state = None
+
+    for _ in range(100):  # a solver of its own for every step
+        solver = problem.solver(parts)
+        if state is not None:
+            solver.load_state_dict(state)
+        solver.step()
+        state = solver.state_dict()
+        assert solver.last is not None
+        if solver.last.end is not None:
+            break
+
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_needs_its_objective() -> None:
+    with pytest.raises(AssertionError, match="objective"):
+        NewtonCG([torch.nn.Parameter(torch.zeros(2, 2))]).step()
+
+
+def test_minimize_needs_no_run() -> None:
+    problem = Problem(CrossEntropy(), *drawn(500, 12, 5), 1e-3)
+
+    found = minimize(problem.loss, problem.features, problem.targets, l2=1e-3, tol=1e-9)
+
+    assert found.bias is not None
+    assert found.end == "tolerance"
+    assert found.suboptimality <= 1e-9
+    value = problem.value([torch.nn.Parameter(found.weight), torch.nn.Parameter(found.bias)]).item()
+    assert found.value == pytest.approx(value, rel=1e-12)
+    assert value == pytest.approx(problem.optimum(), rel=1e-9)
+    assert minimize(problem.loss, problem.features, problem.targets, max_steps=2).end is None
