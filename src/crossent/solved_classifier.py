@@ -14,7 +14,7 @@ from crossent.data.loader import AllRows
 from crossent.loggers import LastPoints
 from crossent.processes import together
 from crossent.solvers import NewtonCG, Objective
-from crossent.solvers.newton_cg import End
+from crossent.solvers.memory import End
 
 _NEVER = 2**62  # batches
 

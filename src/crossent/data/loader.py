@@ -258,12 +258,12 @@ class WholeLoader(TrainLoader):
         self._served += 1
         part, table = self._share(0), self._table
         features = table.features
+        if not isinstance(features, Mapped):
+            features = features[part]
+        elif self._ranks > 1:
+            features = features.take(torch.arange(part.start, part.stop))
         yield AllRows(
-            features.take(torch.arange(part.start, part.stop))
-            if self._ranks > 1 and isinstance(features, Mapped)
-            else features
-            if isinstance(features, Mapped)
-            else features[part],
+            features,
             table.targets[part],
             None if table.weights is None else table.weights[part],
             part.start,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,12 +14,9 @@ from crossent.solvers import certificate, preconditioners
 from crossent.solvers.conjugate_gradients import Lanczos, Progress, Solved, solve
 from crossent.solvers.evaluation import Evaluation
 from crossent.solvers.line_search import dot, search
+from crossent.solvers.memory import End, Memory
 from crossent.solvers.objective import Objective
-from crossent.solvers.preconditioners import Kind, Preconditioner
-
-#: Why a solver takes no further step: it is there; it is as near as one likes, but no weights are there; all rows are
-#: told apart, so that there is nothing to be near to; the arithmetic has no more digits.
-End = Literal["tolerance", "endless", "separable", "precision"]
+from crossent.solvers.preconditioners import Preconditioner
 
 # How far a step is solved: until the preconditioned residual is this small a share of what it was, or smaller, as its
 # size goes down (Eisenstat and Walker, Choosing the forcing terms in an inexact Newton method, 1996).
@@ -27,8 +24,6 @@ _FORCING = 0.1
 # Of the tolerance, what a step's slopes may leave by what the step before has told, so many times over, and what its
 # residual may.
 _LEFT, _BEND, _MORE = 0.6, 5.0, 0.3
-# Steps that gain nothing, in single precision; fewer in double; and what one counts that gains next to nothing.
-_PATIENCE, _NEXT_TO_NOTHING = 3, 0.34
 _FINEST_SINGLE = 1e-7  # of tolerances, which single precision can hold
 _TINY = 1e-200  # of a decrease, which is to have powers
 _FURTHEST = 1e4  # that a step may move an output, if all columns have their largest number
@@ -57,43 +52,6 @@ class Step:
     suboptimality: float
     following: float
     end: End | None
-
-
-@dataclass
-class _Memory:
-    """What steps leave to those that follow; it goes into checkpoints, so that a run goes on with the same bits.
-
-    Attributes:
-        lower: the best lower bound of the optimum so far.
-        bend: by how much the last step's quadratic model was wrong, over the model's decrease to the power of 3/2.
-        kind: of preconditioner.
-        since: products with the Hessian since the preconditioner was made.
-        smallest: Ritz value of the preconditioned Hessian since then.
-        made: the parameters at which it was made; None: no step has been taken yet.
-        stalled: steps in a row that have gained nothing.
-        passes: through the rows.
-        precision: 0: all in single; 1: objective and gradient in double; 2: products with the Hessian as well.
-    """
-
-    lower: float = -math.inf
-    bend: float = math.inf
-    kind: Kind = "diagonal"
-    since: int = 0
-    smallest: float = 1.0
-    made: list[Tensor] | None = None
-    stalled: float = 0.0
-    passes: int = 0
-    precision: int = 0
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of objective and gradient."""
-        return torch.float64 if self.precision else torch.float32
-
-    @property
-    def product_dtype(self) -> torch.dtype:
-        """Of products with the Hessian."""
-        return torch.float64 if self.precision == 2 else torch.float32
 
 
 class NewtonCG(Optimizer):
@@ -152,16 +110,16 @@ class NewtonCG(Optimizer):
         there, inner, length = start, 0, 0.0
         told = False
         end: End | None = "separable" if start.smallest_lead > 0 else None
-        precision, known = memory.precision, _relative(start.value, memory)
+        precision, known = memory.precision, memory.relative(start.value)
         if end is None:
             there, inner, length, told = self._newton(start, memory)
             self._move(there.at)
-        before, after = _relative(here.value, memory), _relative(there.value, memory)
+        before, after = memory.relative(here.value), memory.relative(there.value)
         if after <= self._group["tol"]:
             end = "tolerance"
         elif end is None:
             tolerated = self._group["tol"] if told and math.isfinite(known) and after > known / 2 else 0.0
-            end = _gained(start.value - there.value, start.value, tolerated, memory, told=told)
+            end = memory.gained(start.value - there.value, start.value, tolerated, told=told)
         if end in ("tolerance", "precision") and self._known.recedes(there.at - start.at):
             end = "endless"
         self.last = Step(here.cost, here.penalty, norm, inner, length, before, after, end)
@@ -190,14 +148,14 @@ class NewtonCG(Optimizer):
 
     # -- one step -------------------------------------------------------------------------------------------
 
-    def _better_start(self, here: Evaluation, memory: _Memory) -> Evaluation:
+    def _better_start(self, here: Evaluation, memory: Memory) -> Evaluation:
         """Weights of 0, if that is better than weights from which no step has been taken yet."""
         if memory.made is not None or not here.at.any():
             return here
         zeros = self._evaluate(torch.zeros_like(here.at), memory)
         return here if here.value <= zeros.value else zeros
 
-    def _newton(self, start: Evaluation, memory: _Memory) -> tuple[Evaluation, int, float, bool]:
+    def _newton(self, start: Evaluation, memory: Memory) -> tuple[Evaluation, int, float, bool]:
         """Takes Newton's step: where it leads, its products, its length, and whether it tells how far it leads."""
         objective, tolerance = self._known, self._group["tol"] * start.value
         precondition = self._preconditioner(start, memory)
@@ -232,7 +190,7 @@ class NewtonCG(Optimizer):
         return there, solved.steps, length, tells
 
     def _solve(
-        self, start: Evaluation, precondition: Preconditioner, tolerance: float, memory: _Memory
+        self, start: Evaluation, precondition: Preconditioner, tolerance: float, memory: Memory
     ) -> tuple[Solved, bool]:
         """Newton's equation, and whether to tell how far from the optimum its solution leads.
 
@@ -270,7 +228,7 @@ class NewtonCG(Optimizer):
         memory.smallest = min(memory.smallest, solved.lanczos.smallest)
         return solved, tells
 
-    def _preconditioner(self, start: Evaluation, memory: _Memory) -> Preconditioner:
+    def _preconditioner(self, start: Evaluation, memory: Memory) -> Preconditioner:
         """Made anew where the iterations since the last time have taken longer than that does."""
         objective, pays = self._known, memory.since >= preconditioners.products_of_blocks(self._known)
         if memory.made is None or pays or memory.kind != "blocks":
@@ -302,14 +260,14 @@ class NewtonCG(Optimizer):
         assert self.objective is not None, "NewtonCG needs its objective before the first step"
         return self.objective
 
-    def _recalled(self) -> _Memory:
+    def _recalled(self) -> Memory:
         if self._group["memory"] is not None:
-            return _Memory(**self._group["memory"])
+            return Memory(**self._group["memory"])
         if preconditioners.takes_all(self._known):
-            return _Memory(kind="whole", precision=2)
-        return _Memory(precision=int(self._known.is_small or self._group["tol"] < _FINEST_SINGLE))
+            return Memory(kind="whole", precision=2)
+        return Memory(precision=int(self._known.is_small or self._group["tol"] < _FINEST_SINGLE))
 
-    def _evaluate(self, at: Tensor, memory: _Memory) -> Evaluation:
+    def _evaluate(self, at: Tensor, memory: Memory) -> Evaluation:
         return self._known.evaluate(at, memory.dtype)
 
     def _weights(self, parameters: list[Tensor] | None = None) -> Tensor:
@@ -328,31 +286,3 @@ class NewtonCG(Optimizer):
         self._weight.copy_(weight)
         if bias is not None:
             self._group["params"][1].copy_(bias)
-
-
-def _gained(gain: float, value: float, tolerated: float, memory: _Memory, *, told: bool) -> End | None:
-    """Counts steps that gain nothing; first the arithmetic is made finer, and then there is no more to gain.
-
-    Args:
-        gain: of the step.
-        value: of the objective before it.
-        tolerated: a share of the value that is next to nothing.
-        memory: of the solver.
-        told: whether the step has told how far it leads, without which there is no end.
-    """
-    if gain <= torch.finfo(memory.dtype).eps * abs(value):
-        memory.stalled += 1.0
-    elif gain <= tolerated * abs(value):
-        memory.stalled += _NEXT_TO_NOTHING
-    else:
-        memory.stalled = 0.0
-    if memory.stalled < _PATIENCE - memory.precision or not told:
-        return None
-    if memory.precision == 2:
-        return "precision"
-    memory.precision, memory.stalled = memory.precision + 1, 0.0
-    return None
-
-
-def _relative(value: float, memory: _Memory) -> float:
-    return (value - memory.lower) / memory.lower if memory.lower > 0 else math.inf

@@ -8,7 +8,8 @@ from torch.nn import Parameter
 
 from crossent.data.mapped import Features
 from crossent.losses import Loss
-from crossent.solvers.newton_cg import End, NewtonCG
+from crossent.solvers.memory import End
+from crossent.solvers.newton_cg import NewtonCG
 from crossent.solvers.objective import Objective
 
 

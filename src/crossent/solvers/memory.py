@@ -1,0 +1,80 @@
+"""What the steps of a solver leave to those that follow."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from crossent.solvers.preconditioners import Kind
+
+#: Why a solver takes no further step: it is there; it is as near as one likes, but no weights are there; all rows are
+#: told apart, so that there is nothing to be near to; the arithmetic has no more digits.
+End = Literal["tolerance", "endless", "separable", "precision"]
+
+# Steps that gain nothing, in single precision; fewer in double; and what one counts that gains next to nothing.
+_PATIENCE, _NEXT_TO_NOTHING = 3, 0.34
+
+
+@dataclass
+class Memory:
+    """What steps leave to those that follow; it goes into checkpoints, so that a run goes on with the same bits.
+
+    Attributes:
+        lower: the best lower bound of the optimum so far.
+        bend: by how much the last step's quadratic model was wrong, over the model's decrease to the power of 3/2.
+        kind: of preconditioner.
+        since: products with the Hessian since the preconditioner was made.
+        smallest: Ritz value of the preconditioned Hessian since then.
+        made: the parameters at which it was made; None: no step has been taken yet.
+        stalled: steps in a row that have gained nothing.
+        passes: through the rows.
+        precision: 0: all in single; 1: objective and gradient in double; 2: products with the Hessian as well.
+    """
+
+    lower: float = -math.inf
+    bend: float = math.inf
+    kind: Kind = "diagonal"
+    since: int = 0
+    smallest: float = 1.0
+    made: list[Tensor] | None = None
+    stalled: float = 0.0
+    passes: int = 0
+    precision: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of objective and gradient."""
+        return torch.float64 if self.precision else torch.float32
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """Of products with the Hessian."""
+        return torch.float64 if self.precision == 2 else torch.float32
+
+    def relative(self, value: float) -> float:
+        """How far a value is above the optimum at most, relative to that; infinite where no bound is known."""
+        return (value - self.lower) / self.lower if self.lower > 0 else math.inf
+
+    def gained(self, gain: float, value: float, tolerated: float, *, told: bool) -> End | None:
+        """Counts steps that gain nothing; first the arithmetic is made finer, and then there is no more to gain.
+
+        Args:
+            gain: of the step.
+            value: of the objective before it.
+            tolerated: a share of the value that is next to nothing.
+            told: whether the step has told how far it leads, without which there is no end.
+        """
+        if gain <= torch.finfo(self.dtype).eps * abs(value):
+            self.stalled += 1.0
+        elif gain <= tolerated * abs(value):
+            self.stalled += _NEXT_TO_NOTHING
+        else:
+            self.stalled = 0.0
+        if self.stalled < _PATIENCE - self.precision or not told:
+            return None
+        if self.precision == 2:
+            return "precision"
+        self.precision, self.stalled = self.precision + 1, 0.0
+        return None
