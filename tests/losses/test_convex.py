@@ -194,3 +194,28 @@ def test_takes_a_loss_of_the_users_own_that_is_linear_in_what_it_reads() -> None
     cost, _ = found.visit(logits.t().clone(), slice(0, 30), torch.empty(CLASSES, 30, dtype=torch.float64))
 
     assert float(cost) == pytest.approx(float(total(Shifted(), logits, targets, None)), rel=1e-12)
+
+
+def test_slopes_are_levelled_by_a_mixture_at_the_cost_that_is_named() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(30, CLASSES, generator=generator, dtype=torch.float64)
+    aimed = torch.randn(30, CLASSES, generator=generator, dtype=torch.float64).softmax(1)
+    targets = torch.arange(30) % CLASSES
+    found = costs(CrossEntropy(), targets, None, CLASSES)
+    one_hot = torch.nn.functional.one_hot(targets, CLASSES).double()
+    slopes, logarithms = (aimed - one_hot).mean(0), logits.log_softmax(1)
+
+    more, changed = found.level(slopes, float(logarithms.min()))
+
+    share, mass = changed / 2, one_hot.mean(0)
+    same_for_all = (mass - (1 - share) * (mass + slopes)) / share
+    levelled = (1 - share) * aimed + share * same_for_all
+    assert 0 < share < 1
+    assert same_for_all.min() >= -1e-12
+    torch.testing.assert_close((levelled - one_hot).mean(0), torch.zeros(CLASSES, dtype=torch.float64))
+    assert (levelled - aimed).abs().sum(1).mean() <= changed
+
+    def divergence(distributions: Tensor) -> float:
+        return float((distributions * (distributions.log() - logarithms)).sum(1).mean())
+
+    assert divergence(levelled) <= divergence(aimed) + more
