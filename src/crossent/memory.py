@@ -12,7 +12,7 @@ from crossent.data.module import DataModule
 from crossent.errors import UserError
 from crossent.losses import backends, products
 from crossent.processes.world import ALONE, World
-from crossent.solvers.objective import KEPT_BYTES
+from crossent.solvers.machine import KEPT_BYTES
 
 # Numbers that are held at most for each logit of a batch while its cost and gradient are found: measured were 2 to 3
 # (of the losses that can be chunked) and 1 to 4 (of those that cannot).

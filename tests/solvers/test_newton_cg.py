@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from torch.nn import Parameter
 
 from crossent.losses import Binary, CrossEntropy, Focal
 from crossent.losses.convex import NotConvexError
@@ -28,10 +29,28 @@ def test_is_never_nearer_to_the_optimum_than_the_truth(
 ) -> None:
     found, optimum = problem
     parameters = found.parameters(dtype)
-    solver = found.solver(parameters, tol=tol)
-    said: list[tuple[float, float]] = []  # and true
+    assert_never_nearer(found, optimum, parameters, found.solver(parameters, tol=tol), tol)
 
-    for _ in range(200):
+
+def test_products_in_bfloat16_claim_no_more(problem: tuple[Problem, float]) -> None:
+    found, optimum = problem
+    parameters = found.parameters(torch.float32)
+    solver = roughly(found.solver(parameters, tol=1e-5))
+    assert_never_nearer(found, optimum, parameters, solver, 1e-5)
+
+
+def roughly(solver: NewtonCG) -> NewtonCG:
+    """Has a solver multiply as where rows are many, on a machine that multiplies bfloat16 fast."""
+    assert solver.objective is not None
+    solver.objective.is_small, solver.objective.takes_bfloat16 = False, True
+    return solver
+
+
+def assert_never_nearer(
+    found: Problem, optimum: float, parameters: list[Parameter], solver: NewtonCG, tol: float
+) -> None:
+    said: list[tuple[float, float]] = []  # and true
+    for _ in range(20):
         before = (found.value(parameters).item() - optimum) / optimum
         solver.step()
         assert solver.last is not None
@@ -42,7 +61,7 @@ def test_is_never_nearer_to_the_optimum_than_the_truth(
 
     assert solver.last is not None
     if solver.last.end != "tolerance":  # weights in single precision are not so exact
-        assert (solver.last.end, dtype) == ("precision", torch.float32)
+        assert (solver.last.end, parameters[0].dtype) == ("precision", torch.float32)
         assert tol <= 1e-6
     else:
         assert after <= tol
@@ -84,6 +103,52 @@ def test_every_preconditioner_leads_there(kind: Literal["whole", "blocks", "diag
 
     assert problem.value(parameters).item() == pytest.approx(problem.optimum(), rel=1e-10)
     assert steps < 12
+
+
+def test_products_in_bfloat16_give_way_where_they_are_too_rough() -> None:
+    features, targets = drawn(500, 30, 6)
+    features[:, 1] = features[:, 0] + 1e-3 * features[:, 1]  # bfloat16 has three digits
+    easy, hard = (Problem(CrossEntropy(), each, targets, 1e-7) for each in (features[:, 2:], features))
+    precisions = []
+
+    for problem in (easy, hard):
+        parameters = problem.parameters()
+        solver = roughly(problem.solver(parameters))
+        assert solver._recalled().product_dtype == torch.bfloat16
+        run(solver)
+        precisions.append(solver._recalled().precision)
+        assert solver.last is not None
+        assert solver.last.end == "tolerance"
+        assert problem.value(parameters).item() == pytest.approx(problem.optimum(), rel=1e-6)
+
+    assert precisions[0] < 0 <= precisions[1]
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-3, 1e-6])
+def test_large_columns_do_not_keep_it_from_the_certificate(tol: float) -> None:
+    """Where a column has large numbers, next to no slope of an intercept is much in the bound."""
+    features, targets = drawn(3000, 30, 6, scales=6)
+    problem = Problem(CrossEntropy(), features, targets, 1 / 3000)
+    solver = problem.solver(problem.parameters(), tol=tol)
+
+    assert run(solver) < 8
+    assert solver.last is not None
+    assert solver.last.end == "tolerance"
+
+
+def test_outputs_that_are_too_many_to_keep_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(CrossEntropy(0.1), *drawn(2000, 12, 5), 1e-3)
+    kept, anew = problem.parameters(), problem.parameters()
+    run(problem.solver(kept, tol=1e-10))
+
+    monkeypatch.setattr("crossent.solvers.machine.KEPT_BYTES", 0)
+    solver = problem.solver(anew, tol=1e-10)
+    run(solver)
+
+    assert solver.reached is not None
+    assert solver.reached.states is None
+    for one, other in zip(kept, anew, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
 
 
 def test_starts_from_zero_where_that_is_better() -> None:
@@ -217,7 +282,7 @@ def test_goes_on_with_the_same_bits() -> None:
 
 def test_needs_its_objective() -> None:
     with pytest.raises(AssertionError, match="objective"):
-        NewtonCG([torch.nn.Parameter(torch.zeros(2, 2))]).step()
+        NewtonCG([Parameter(torch.zeros(2, 2))]).step()
 
 
 def test_minimize_needs_no_run() -> None:
@@ -228,7 +293,7 @@ def test_minimize_needs_no_run() -> None:
     assert found.bias is not None
     assert found.end == "tolerance"
     assert found.suboptimality <= 1e-9
-    value = problem.value([torch.nn.Parameter(found.weight), torch.nn.Parameter(found.bias)]).item()
+    value = problem.value([Parameter(found.weight), Parameter(found.bias)]).item()
     assert found.value == pytest.approx(value, rel=1e-12)
     assert value == pytest.approx(problem.optimum(), rel=1e-9)
     assert minimize(problem.loss, problem.features, problem.targets, max_steps=2).end is None

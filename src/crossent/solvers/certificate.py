@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from crossent.solvers.conjugate_gradients import Lanczos, Progress
-from crossent.solvers.evaluation import Evaluation
+from crossent.solvers.evaluation import Evaluation, dot
 from crossent.solvers.objective import Objective
 from crossent.solvers.preconditioners import Preconditioner
 
@@ -35,55 +35,43 @@ class Aim(NamedTuple):
     """What a step aims at.
 
     Attributes:
-        direction: of the step, (outputs, columns); the intercepts' part is changed so that their slopes vanish.
         residual: r, (outputs, columns), in the last column the mean slope of the intercepts.
-        left: of Fenchel's inequality, a mean over the rows.
+        left: of Fenchel's inequality, a mean over the rows, once the intercepts' slopes are brought to 0 for good.
+        changed: ‖r‖ by that, and by rounding, at most.
     """
 
-    direction: Tensor
     residual: Tensor
     left: float
+    changed: float
 
 
-def aim(
-    objective: Objective,
-    start: Evaluation,
-    direction: Tensor,
-    slopes: Tensor,
-    dtype: torch.dtype,
-    allowed: float,
-    *,
-    is_exact: bool,
-) -> Aim:
+def aim(objective: Objective, start: Evaluation, there: Evaluation, dtype: torch.dtype, allowed: float) -> Aim:
     """Finds what a step aims at, by a few passes through the rows.
+
+    The mean slopes of the intercepts have to vanish there, so it aims a little beside where the step leads.
 
     Args:
         objective: what is minimised.
         start: where the step starts.
-        direction: (outputs, columns).
-        slopes: of the intercepts behind it, as it was solved, (outputs,).
+        there: where it leads.
         dtype: of the products.
         allowed: what the bound may come to.
-        is_exact: whether the step solves Newton's equation to the last digits.
     """
     levels = objective.intercept and objective.outputs <= _FEW_OUTPUTS
     inverse: Tensor | None = None
-    if levels and not is_exact:
-        inverse = _of_intercepts(objective, start)
-        direction = _levelled(direction, inverse, slopes)
+    lift = start.at.new_zeros(objective.outputs)
     for _ in range(_LEVELLINGS):
-        residual, left = objective.aim(start, direction.to(dtype))
-        if not levels or objective.costs.level(residual[:, -1], start.smallest)[0] <= _LEVEL * allowed:
+        residual, left = objective.aim(start, there, lift, dtype)
+        more, changed = objective.costs.level(residual[:, -1], there.smallest) if objective.intercept else (0.0, 0.0)
+        if changed and objective.largest is not None:
+            changed *= float(torch.linalg.vector_norm(objective.largest))
+        by_residual = changed**2 / (2 * objective.l2) if objective.l2 else 0.0
+        if not levels or more + by_residual <= _LEVEL * allowed:
             break
         inverse = _of_intercepts(objective, start) if inverse is None else inverse
-        direction = _levelled(direction, inverse, residual[:, -1])
-    return Aim(direction, residual, left)
-
-
-def _levelled(direction: Tensor, inverse: Tensor, slopes: Tensor) -> Tensor:
-    found = direction.clone()
-    found[:, -1] -= inverse @ slopes.to(torch.float64)
-    return found
+        lift -= inverse @ residual[:, -1]
+    rounded = _DIGITS * torch.finfo(torch.float64).eps * math.sqrt(dot(start.gradient, start.gradient))
+    return Aim(residual, left + more, changed + rounded)
 
 
 def _of_intercepts(objective: Objective, start: Evaluation) -> Tensor:
@@ -95,32 +83,19 @@ def _of_intercepts(objective: Objective, start: Evaluation) -> Tensor:
     return inverse
 
 
-def lower_bound(objective: Objective, aimed: Aim, behind: Evaluation, rounded: Tensor, dtype: torch.dtype) -> float:
+def lower_bound(objective: Objective, aimed: Aim, behind: Evaluation, dtype: torch.dtype) -> float:
     """What the optimum is not below, where there is a penalty; −∞ where that cannot be said.
 
     Args:
         objective: what is minimised.
         aimed: by the step.
         behind: the objective behind it.
-        rounded: by what the weights there are others than those that the step led to, (outputs, columns).
         dtype: of what was evaluated.
     """
     if objective.largest is None:
         return -math.inf
-    more, changed = 0.0, 0.0
-    if objective.intercept:
-        more, changed = objective.costs.level(aimed.residual[:, -1], behind.smallest)
-        if objective.costs.has_gauge:  # a number that all intercepts have in common changes nothing
-            rounded = rounded.clone()
-            rounded[:, -1] -= rounded[:, -1].mean()
-    residual = torch.addcmul(aimed.residual, rounded, objective.penalties)
-    norm = float(torch.linalg.vector_norm(residual[:, : objective.penalised]))
-    norm += changed * float(torch.linalg.vector_norm(objective.largest)) if changed else 0.0
-    # No output has moved by more than this, and no row's cost bends by more than four times its weight.
-    weight = float(objective.costs.masses.sum()) / objective.total
-    moved = 4 * weight * float((rounded.abs() @ objective.largest).square().sum())
-    gap = (math.sqrt(aimed.left) + math.sqrt(moved)) ** 2 + more + norm**2 / (2 * objective.l2)
-    return _below(objective, behind, gap, dtype)
+    norm = float(torch.linalg.vector_norm(aimed.residual[:, : objective.penalised])) + aimed.changed
+    return _below(objective, behind, aimed.left + norm**2 / (2 * objective.l2), dtype)
 
 
 def estimate(
@@ -154,7 +129,7 @@ def _below(objective: Objective, behind: Evaluation, gap: float, dtype: torch.dt
     if dtype == torch.float64:
         rounded = _DIGITS * eps * (size + behind.value)
     else:
-        rounded = eps * (_DIGITS_OF_MANY * size / math.sqrt(max(1.0, objective.rows)) + behind.value / 2)
+        rounded = eps * (_DIGITS_OF_MANY * size / math.sqrt(max(1.0, objective.rows)) + behind.value)
     # A step that leads far off has outputs whose probabilities are too small for numbers, and a gap that is too small.
     return behind.value - gap - rounded if gap <= _FARTHEST * behind.value else -math.inf
 
@@ -175,8 +150,8 @@ def reach(lanczos: Lanczos, smallest: float) -> float:
 def left_by(objective: Objective, progress: Progress, smallest: float, allowed: float) -> float:
     """What a residual adds to the bound, or, without a penalty, to the estimate."""
     if objective.l2:
-        square = progress.residual[:, : objective.penalised].square().sum(dtype=torch.float64)
-        return float(square) / (2 * objective.l2)
+        # With the intercepts' slopes, since bringing them to 0 leaves about as much in the other columns.
+        return dot(progress.residual, progress.residual) / (2 * objective.l2)
     if progress.size / 2 > allowed:
         return math.inf  # what it is multiplied by takes longer to know, and is no less than 1
     return reach(progress.lanczos, smallest) * progress.size / 2

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crossent.solvers.evaluation import dot
 from crossent.solvers.preconditioners import Preconditioner
 
 
@@ -16,15 +17,15 @@ class Solved(NamedTuple):
 
     Attributes:
         direction: (outputs, columns).
-        residual: the gradient and the Hessian times the direction, added, as the iterations reckon it.
         steps: products with the Hessian that it took.
+        first: ⟨gradient, precondition(gradient)⟩.
         decrease: of the quadratic model.
         lanczos: tells about the eigenvalues of the preconditioned H.
     """
 
     direction: Tensor
-    residual: Tensor
     steps: int
+    first: float
     decrease: float
     lanczos: "Lanczos"
 
@@ -68,13 +69,13 @@ def solve(
     direction, residual = torch.zeros_like(gradient), gradient.clone()
     moved = precondition(residual)
     along = -moved
-    size = first = _dot(residual, moved)
+    size = first = dot(residual, moved)
     steps, decrease = 0, 0.0
     lanczos = Lanczos()
     while steps < most and size > 0:
         bent = product(along)
         steps += 1
-        curvature = _dot(along, bent)
+        curvature = dot(along, bent)
         if not curvature > 0:  # rounding, where nothing is left to gain
             break
         length = size / curvature
@@ -82,12 +83,12 @@ def solve(
         residual.add_(bent, alpha=length)
         decrease += length * size / 2
         moved = precondition(residual)
-        before, size = size, _dot(residual, moved)
+        before, size = size, dot(residual, moved)
         lanczos.add(length, size / before)
         if enough(Progress(residual, size, first, decrease, lanczos)):
             break
         along = torch.sub(along.mul_(size / before), moved)
-    return Solved(direction, residual, steps, decrease, lanczos)
+    return Solved(direction, steps, first, decrease, lanczos)
 
 
 class Lanczos:
@@ -131,7 +132,3 @@ class Lanczos:
             beyond = max(found - length, 0.0)
             found = beyond / (lowest * beyond + ratio) if beyond + ratio > 0 else 0.0
         return min(found, 1 / lowest)
-
-
-def _dot(one: Tensor, other: Tensor) -> float:
-    return float(torch.dot(one.reshape(-1), other.reshape(-1)))

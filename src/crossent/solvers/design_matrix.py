@@ -7,11 +7,13 @@ from torch import Tensor
 
 from crossent.data.ahead import in_order
 from crossent.data.mapped import Features, Mapped
+from crossent.processes import together
 
 # Of all rows together, up to which they are kept ready in memory; more are made ready part by part, at every pass.
 _READY_BYTES = 512 * 2**20
-# Logits, and features, of a part: it is multiplied by twice, and is still in a cache the second time.
-_PART_NUMBERS = 2**19
+# Logits, and features, of a part: it is multiplied by twice, and is still in a cache the second time. A GPU wants more
+# work at a time than its caches hold.
+_PART_NUMBERS = {"cpu": 2**19, "cuda": 2**24}
 _FEWEST_ROWS = 256
 # Features of a file that are read at a time.
 _WINDOW_BYTES = 32 * 2**20
@@ -29,22 +31,28 @@ class DesignMatrix:
         features: (rows, features), in memory or in a file.
         outputs: of each row, which say how many rows make a part.
         intercept: whether there is a column of ones, the last one.
-        shift: (features,), in double precision, what the features are shifted by; zeros without an intercept.
 
     Attributes:
+        shift: (features,), in double precision, what the features are shifted by; zeros without an intercept.
+        features: how many.
         columns: how many, that of ones included.
         passes: through all rows, so far.
     """
 
-    def __init__(self, features: Features, outputs: int, *, intercept: bool, shift: Tensor) -> None:
+    def __init__(self, features: Features, outputs: int, *, intercept: bool) -> None:
         self._features = features
         self._intercept = intercept
-        self.shift = shift
-        self._is_shifted = bool(shift.any())
-        self.columns = features.shape[1] + intercept
-        rows = max(_FEWEST_ROWS, min(_PART_NUMBERS // outputs, 2 * _PART_NUMBERS // self.columns))
+        if intercept:  # by numbers that single precision holds
+            self.shift = _means(features).float().double()
+        else:
+            self.shift = torch.zeros(features.shape[1], dtype=torch.float64, device=self.device)
+        self._is_shifted = bool(self.shift.any())
+        self.features = features.shape[1]
+        self.columns = self.features + intercept
+        numbers = _PART_NUMBERS.get(self.device.type, _PART_NUMBERS["cpu"])
+        rows = max(_FEWEST_ROWS, min(numbers // outputs, 2 * numbers // self.columns))
         self.slices = [slice(start, min(start + rows, len(self))) for start in range(0, len(self), rows)]
-        self._ready: dict[torch.dtype, Tensor] = {}
+        self._ready: dict[torch.dtype, list[tuple[slice, Tensor]]] = {}
         self.passes = 0
 
     def __len__(self) -> int:
@@ -55,6 +63,38 @@ class DesignMatrix:
         """On which the parts are."""
         return torch.device("cpu") if isinstance(self._features, Mapped) else self._features.device
 
+    def weights(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A head's weight, (outputs, features), and bias, (outputs,), as the weights of these columns."""
+        if not self._intercept:
+            return weight.to(torch.float64, copy=True)
+        found = weight.new_empty(len(weight), self.columns, dtype=torch.float64)
+        centred, last = found.narrow(1, 0, self.features), found.select(1, self.features)
+        torch.mv(centred.copy_(weight), self.shift, out=last)
+        if bias is not None:
+            last += bias
+        return found
+
+    def head(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weight, (outputs, features), and the bias, (outputs,), of a head, from the weights of these columns."""
+        if not self._intercept:
+            return weights, None
+        weight = weights.narrow(1, 0, self.features)
+        return weight, torch.addmv(weights.select(1, self.features), weight, self.shift, alpha=-1)
+
+    def rounded(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
+        """Weights of these columns as a head in a precision will hold them, in the memory of what is given."""
+        if not self._intercept:
+            return weights if dtype == weights.dtype else weights.copy_(weights.to(dtype))
+        weight, bias = self.head(weights)
+        assert bias is not None
+        if dtype != weights.dtype:
+            weight.copy_(weight.to(dtype))
+            bias = bias.to(dtype)
+        last = weights.select(1, self.features)
+        torch.mv(weight, self.shift, out=last)
+        last += bias
+        return weights
+
     def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Some rows at a time, and all columns of them, (rows, columns); valid until the next ones."""
         self.passes += 1
@@ -63,14 +103,12 @@ class DesignMatrix:
             return
         ready = self._ready.get(dtype)
         if ready is None and len(self) * self.columns * dtype.itemsize <= _READY_BYTES:
-            if self._intercept or self._is_shifted or dtype != self._features.dtype:
-                ready = self._prepared(self._features, self._new(len(self), dtype))
-            else:
-                ready = self._features
-            self._ready[dtype] = ready
+            whole = self._features
+            if self._intercept or self._is_shifted or dtype != whole.dtype:
+                whole = self._prepared(whole, self._new(len(self), dtype))
+            ready = self._ready[dtype] = [(rows, whole[rows]) for rows in self.slices]
         if ready is not None:
-            for rows in self.slices:
-                yield rows, ready[rows]
+            yield from ready
             return
         memory = self._new(self.slices[0].stop if self.slices else 0, dtype)
         for rows in self.slices:
@@ -115,9 +153,14 @@ class DesignMatrix:
         return torch.empty(rows, self.columns, dtype=dtype, device=self.device)
 
 
-def column_sums(features: Features) -> Tensor:
-    """The sums of the columns over some of the rows, and how many these are, (features + 1,), in double precision."""
+def _means(features: Features) -> Tensor:
+    """Of the columns over some of the rows, of all ranks, (features,), in double precision."""
     step = max(1, features.shape[0] // _SHIFT_ROWS)
-    rows = torch.arange(0, features.shape[0], step)
-    found = features.read(rows) if isinstance(features, Mapped) else features[::step]
-    return torch.cat([found.sum(0, dtype=torch.float64), found.new_tensor([len(found)], dtype=torch.float64)])
+    if isinstance(features, Mapped):
+        found = features.read(torch.arange(0, features.shape[0], step))
+    else:
+        found = features[::step]
+    sums, count = found.sum(0, dtype=torch.float64), float(len(found))
+    if together.ranks() > 1:
+        (count,) = together.add_up([sums], [count])
+    return sums / max(count, 1.0)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -31,3 +32,8 @@ class Evaluation:
     def value(self) -> float:
         """What is minimised."""
         return self.cost + self.penalty
+
+
+def dot(one: Tensor, other: Tensor) -> float:
+    """The inner product of two tensors in a precision and shape."""
+    return float(torch.dot(one.reshape(-1), other.reshape(-1)))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.solvers.evaluation import Evaluation
+from crossent.solvers.evaluation import Evaluation, dot
 
 _ARMIJO = 1e-4
 _HALVINGS = 40
@@ -20,18 +20,17 @@ class Found(NamedTuple):
     Attributes:
         there: the objective there.
         length: of the step; 0 where none lowers the objective.
-        full: the objective at the length 1.
     """
 
     there: Evaluation
     length: float
-    full: Evaluation
 
 
 def search(
     evaluate: Callable[[Tensor], Evaluation],
     release: Callable[[Evaluation], None],
     start: Evaluation,
+    full: Evaluation,
     direction: Tensor,
     noise: float,
 ) -> Found:
@@ -45,24 +44,24 @@ def search(
         evaluate: the objective at some weights.
         release: called with evaluations that are not needed.
         start: where the step starts.
+        full: the objective at the length 1.
         direction: (outputs, columns).
         noise: of the objective's values; where a change is less, the gradient has to become smaller.
     """
     slope = dot(start.gradient, direction)
-    length, full = 1.0, start
+    length, there = 1.0, full
     for _ in range(_HALVINGS):
-        there = evaluate(start.at + length * direction)
-        full = there if length == 1 else full
         falls = there.value <= start.value + _ARMIJO * length * slope
         if falls or (there.value <= start.value + noise and _norm(there) < _norm(start)):
             break
         release(there)
         length /= 2
+        there = evaluate(start.at + length * direction)
     else:
-        return Found(start, 0.0, full)
+        return Found(start, 0.0)
     if length == 1:
-        there, length = _extended(evaluate, release, start, there, direction)
-    return Found(there, length, full)
+        there, length = _extended(evaluate, release, start, there, direction, slope)
+    return Found(there, length)
 
 
 def _extended(
@@ -71,10 +70,10 @@ def _extended(
     start: Evaluation,
     there: Evaluation,
     direction: Tensor,
+    before: float,
 ) -> tuple[Evaluation, float]:
     """Goes on along a step as long as the objective still falls steeply, to where its slope is about to be 0."""
-    before, slope = dot(start.gradient, direction), dot(there.gradient, direction)
-    last, length = 0.0, 1.0
+    slope, last, length = dot(there.gradient, direction), 0.0, 1.0
     steep = _STEEP * before
     for _ in range(_EXTENSIONS):
         if slope > steep:
@@ -93,8 +92,3 @@ def _extended(
 
 def _norm(at: Evaluation) -> float:
     return float(torch.linalg.vector_norm(at.gradient))
-
-
-def dot(one: Tensor, other: Tensor) -> float:
-    """The inner product of two tensors."""
-    return float((one * other).sum())

@@ -30,7 +30,8 @@ class Memory:
         made: the parameters at which it was made; None: no step has been taken yet.
         stalled: steps in a row that have gained nothing.
         passes: through the rows.
-        precision: 0: all in single; 1: objective and gradient in double; 2: products with the Hessian as well.
+        precision: −1: products with the Hessian in bfloat16, all else in single; 0: all in single; 1: objective and
+            gradient in double; 2: products with the Hessian as well.
     """
 
     lower: float = -math.inf
@@ -46,11 +47,21 @@ class Memory:
     @property
     def dtype(self) -> torch.dtype:
         """Of objective and gradient."""
-        return torch.float64 if self.precision else torch.float32
+        return torch.float64 if self.precision > 0 else torch.float32
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether products are good to two or three digits only."""
+        return self.precision < 0
 
     @property
     def product_dtype(self) -> torch.dtype:
-        """Of products with the Hessian."""
+        """Of what is multiplied with the Hessian."""
+        return torch.bfloat16 if self.is_rough else self.vector_dtype
+
+    @property
+    def vector_dtype(self) -> torch.dtype:
+        """Of what the products are added up to."""
         return torch.float64 if self.precision == 2 else torch.float32
 
     def relative(self, value: float) -> float:
@@ -72,7 +83,7 @@ class Memory:
             self.stalled += _NEXT_TO_NOTHING
         else:
             self.stalled = 0.0
-        if self.stalled < _PATIENCE - self.precision or not told:
+        if self.stalled < _PATIENCE - abs(self.precision) or not told:
             return None
         if self.precision == 2:
             return "precision"

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from crossent.solvers import certificate, preconditioners
 from crossent.solvers.conjugate_gradients import Lanczos, Progress, Solved, solve
-from crossent.solvers.evaluation import Evaluation
-from crossent.solvers.line_search import dot, search
+from crossent.solvers.evaluation import Evaluation, dot
+from crossent.solvers.line_search import search
 from crossent.solvers.memory import End, Memory
 from crossent.solvers.objective import Objective
 from crossent.solvers.preconditioners import Preconditioner
@@ -21,12 +21,16 @@ from crossent.solvers.preconditioners import Preconditioner
 # How far a step is solved: until the preconditioned residual is this small a share of what it was, or smaller, as its
 # size goes down (Eisenstat and Walker, Choosing the forcing terms in an inexact Newton method, 1996).
 _FORCING = 0.1
-# Of the tolerance, what a step's slopes may leave by what the step before has told, so many times over, and what its
-# residual may.
-_LEFT, _BEND, _MORE = 0.6, 5.0, 0.3
+# Of the tolerance, what a step's slopes may leave by what the step before has told, so many times over, what its
+# residual may in any case, and what both may together.
+_LEFT, _BEND, _MORE, _BOTH = 0.6, 5.0, 0.3, 0.7
 _FINEST_SINGLE = 1e-7  # of tolerances, which single precision can hold
 _TINY = 1e-200  # of a decrease, which is to have powers
 _FURTHEST = 1e4  # that a step may move an output, if all columns have their largest number
+_NEAR = 10.0  # times the tolerance, where few iterations are left
+# Where products are in bfloat16: the share of the residual's size that they can tell from nothing; and the share above
+# which a step has left too much of the gradient's, so that they were too rough.
+_ROUGHLY, _HARDLY = 1e-5, 0.5
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,6 @@ class NewtonCG(Optimizer):
         self._here: Evaluation | None = None
         self._precondition: Preconditioner | None = None
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> float:  # type: ignore[override]
         """Takes a step, and returns the objective's value before it.
 
@@ -100,12 +103,16 @@ class NewtonCG(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 closure()
+        with torch.inference_mode():  # a fifth faster where tensors are small
+            return self._step()
+
+    def _step(self) -> float:
         memory, matrix = self._recalled(), self._known.matrix
         passes = matrix.passes
         here = self._here or self._evaluate(self._weights(), memory)
         if memory.made is not None:  # or the step before has evaluated it already, and counted that
             passes = matrix.passes
-        norm = float(torch.linalg.vector_norm(here.gradient))
+        norm = math.sqrt(dot(here.gradient, here.gradient))
         start = self._better_start(here, memory)
         there, inner, length = start, 0, 0.0
         told = False
@@ -127,7 +134,7 @@ class NewtonCG(Optimizer):
         if memory.precision != precision:  # as a run that goes on would have it
             self._here = self._precondition = None
         if start is not there:
-            self._known.release(start)
+            self._known.visits.release(start)
         memory.passes += matrix.passes - passes
         # Not in `state`, whose numbers PyTorch turns into the parameters' precision when it is loaded.
         self._group["memory"] = dict(memory.__dict__)
@@ -160,34 +167,47 @@ class NewtonCG(Optimizer):
         objective, tolerance = self._known, self._group["tol"] * start.value
         precondition = self._preconditioner(start, memory)
         solved, tells = self._solve(start, precondition, tolerance, memory)
-        direction, aimed = solved.direction.to(torch.float64), None
-        if tells:
-            whole, slopes = memory.kind == "whole", solved.residual[:, -1]
-            aimed = certificate.aim(objective, start, direction, slopes, memory.dtype, tolerance, is_exact=whole)
-            direction = aimed.direction
+        direction = solved.direction.to(torch.float64)
         if objective.costs.has_gauge:  # columns in which only differences count keep a mean of 0
             free = objective.penalised if objective.l2 else 0
-            direction[:, free:] -= (start.at + direction)[:, free:].mean(0)
-        furthest = 0.0 if objective.largest is None else float((direction.abs() @ objective.largest).max())
+            count = objective.matrix.columns - free
+            levelled = direction.narrow(1, free, count)
+            levelled -= (start.at.narrow(1, free, count) + levelled).sum(0).div_(objective.outputs)
+        furthest = objective.furthest(direction, _FURTHEST)
         if furthest > _FURTHEST:  # where next to nothing bends
-            direction, aimed = direction * (_FURTHEST / furthest), None
-        noise = 8 * torch.finfo(memory.dtype).eps * abs(start.value)
-        there, length, full = search(
-            lambda at: self._evaluate(self._rounded(at), memory), objective.release, start, direction, noise
-        )
+            direction = direction * (_FURTHEST / furthest)
+
+        def evaluate(at: Tensor) -> Evaluation:
+            return self._evaluate(self._rounded(at), memory)
+
+        full = evaluate(start.at + direction)
         error = abs(full.value - start.value + solved.decrease)
         memory.bend = error / solved.decrease / math.sqrt(solved.decrease) if solved.decrease > _TINY else math.inf
-        if aimed is not None and objective.l2:
-            rounded = full.at - start.at - direction
-            lower = certificate.lower_bound(objective, aimed, full, rounded, memory.dtype)
-            if lower <= min(start.value, there.value):  # or it is rounded away
-                memory.lower = max(memory.lower, lower)
-        elif aimed is not None:
-            reach = certificate.reach(solved.lanczos, memory.smallest)
-            lower = certificate.estimate(objective, aimed, full, precondition, reach, memory.product_dtype)
+        lower = None
+        if tells and furthest <= _FURTHEST:
+            lower = self._lower(start, full, solved, precondition, memory)
+        if memory.is_rough:
+            slopes = full.gradient.to(memory.vector_dtype)
+            memory.precision += dot(slopes, precondition(slopes)) > _HARDLY * solved.first
+        noise = 8 * torch.finfo(memory.dtype).eps * abs(start.value)
+        there, length = search(evaluate, objective.visits.release, start, full, direction, noise)
+        if lower is not None and not objective.l2:
             # What is no bound is not believed before a step has gained less than that.
             memory.lower = min(lower, 2 * there.value - start.value)
+        elif lower is not None and lower <= min(start.value, there.value):  # or it is rounded away
+            memory.lower = max(memory.lower, lower)
         return there, solved.steps, length, tells
+
+    def _lower(
+        self, start: Evaluation, full: Evaluation, solved: Solved, precondition: Preconditioner, memory: Memory
+    ) -> float:
+        """What the optimum is not below, as a step of length 1 tells; without a penalty an estimate."""
+        objective = self._known
+        aimed = certificate.aim(objective, start, full, memory.dtype, self._group["tol"] * start.value)
+        if objective.l2:
+            return certificate.lower_bound(objective, aimed, full, memory.dtype)
+        reach = certificate.reach(solved.lanczos, memory.smallest)
+        return certificate.estimate(objective, aimed, full, precondition, reach, memory.vector_dtype)
 
     def _solve(
         self, start: Evaluation, precondition: Preconditioner, tolerance: float, memory: Memory
@@ -199,49 +219,56 @@ class NewtonCG(Optimizer):
         """
         tells = self.is_last or memory.stalled > 0
 
-        def leads_near(decrease: float) -> bool:
-            """Whether the slopes that the step aims at will leave little: what is of the fourth order of its length."""
-            left = _BEND * memory.bend * decrease
-            return decrease <= _TINY or left * left <= _LEFT * tolerance
+        def left(decrease: float) -> float:
+            """What the slopes that the step aims at may leave: it is of the fourth order of the step's length."""
+            return 0.0 if decrease <= _TINY else (_BEND * memory.bend * decrease) ** 2
 
         def enough(progress: Progress) -> bool:
             nonlocal tells
-            if not tells and progress.size > progress.first * min(_FORCING, progress.first**0.25) ** 2:
-                return False
-            tells = tells or leads_near(progress.decrease)
-            allowed = _MORE * tolerance
-            return not tells or certificate.left_by(self._known, progress, memory.smallest, allowed) <= allowed
+            tells = tells or left(progress.decrease + 2 * progress.size) <= _LEFT * tolerance
+            if not tells:
+                forcing: float = min(_FORCING, progress.first**0.25)
+                return progress.size <= progress.first * forcing**2
+            if memory.is_rough and progress.size <= _ROUGHLY * progress.first:
+                return True
+            allowed = max(_MORE * tolerance, _BOTH * tolerance - left(progress.decrease))
+            return certificate.left_by(self._known, progress, memory.smallest, allowed) <= allowed
 
         if memory.kind == "whole":
-            direction = -precondition(start.gradient)
+            direction = precondition(start.gradient).neg_()
             decrease = -dot(direction, start.gradient) / 2
-            solved = Solved(direction, torch.zeros_like(direction), 1, decrease, Lanczos())
-            return solved, tells or leads_near(decrease)
+            solved = Solved(direction, 1, 2 * decrease, decrease, Lanczos())
+            return solved, tells or left(decrease) <= _LEFT * tolerance
         solved = solve(
-            lambda direction: self._known.product(start, direction),
-            start.gradient.to(memory.product_dtype),
+            lambda direction: self._known.product(start, direction, memory.product_dtype),
+            start.gradient.to(memory.vector_dtype),
             precondition,
             enough,
             self._group["max_inner"],
         )
         memory.since += solved.steps
-        memory.smallest = min(memory.smallest, solved.lanczos.smallest)
+        if not self._known.l2:  # else nobody asks for it
+            memory.smallest = min(memory.smallest, solved.lanczos.smallest)
         return solved, tells
 
     def _preconditioner(self, start: Evaluation, memory: Memory) -> Preconditioner:
         """Made anew where the iterations since the last time have taken longer than that does."""
-        objective, pays = self._known, memory.since >= preconditioners.products_of_blocks(self._known)
+        objective = self._known
+        is_near = memory.relative(start.value) <= _NEAR * self._group["tol"]  # or it has paid, but no longer does
+        pays = memory.since >= preconditioners.products_of_blocks(objective) and not is_near
         if memory.made is None or pays or memory.kind != "blocks":
             if memory.kind == "diagonal" and pays and preconditioners.takes_blocks(objective):
                 memory.kind = "blocks"
             if pays or memory.kind != "diagonal":
                 memory.since = 0
-            memory.made, memory.smallest = [each.detach().clone() for each in self._group["params"]], 1.0
-            self._precondition = preconditioners.make(memory.kind, objective, start, memory.product_dtype)
+            is_kept = memory.kind != "whole"  # beyond this step
+            memory.made = [each.detach().clone() for each in self._group["params"]] if is_kept else []
+            memory.smallest = 1.0
+            self._precondition = preconditioners.make(memory.kind, objective, start, memory.vector_dtype)
         elif self._precondition is None:  # of a run that goes on, or of another objective
             passes = objective.matrix.passes
             made = self._evaluate(self._weights([each.to(self._weight.device) for each in memory.made]), memory)
-            self._precondition = preconditioners.make(memory.kind, objective, made, memory.product_dtype)
+            self._precondition = preconditioners.make(memory.kind, objective, made, memory.vector_dtype)
             memory.passes -= objective.matrix.passes - passes  # which were counted when it was made
         return self._precondition
 
@@ -265,7 +292,9 @@ class NewtonCG(Optimizer):
             return Memory(**self._group["memory"])
         if preconditioners.takes_all(self._known):
             return Memory(kind="whole", precision=2)
-        return Memory(precision=int(self._known.is_small or self._group["tol"] < _FINEST_SINGLE))
+        if self._known.is_small or self._group["tol"] < _FINEST_SINGLE:
+            return Memory(precision=1)
+        return Memory(precision=-1 if self._known.takes_bfloat16 else 0)
 
     def _evaluate(self, at: Tensor, memory: Memory) -> Evaluation:
         return self._known.evaluate(at, memory.dtype)
@@ -273,16 +302,14 @@ class NewtonCG(Optimizer):
     def _weights(self, parameters: list[Tensor] | None = None) -> Tensor:
         """The parameters as the objective takes them."""
         weight, *bias = parameters or self._group["params"]
-        return self._known.weights(weight, bias[0].expand(len(weight)) if bias else None)
+        return self._known.matrix.weights(weight, bias[0].expand(len(weight)) if bias else None)
 
     def _rounded(self, at: Tensor) -> Tensor:
-        """Weights as the parameters will hold them."""
-        weight, bias = self._known.head(at)
-        kept = self._weight.dtype
-        return self._known.weights(weight.to(kept), None if bias is None else bias.to(kept))
+        """Weights as the parameters will hold them, in the memory of what is given."""
+        return self._known.matrix.rounded(at, self._weight.dtype)
 
     def _move(self, at: Tensor) -> None:
-        weight, bias = self._known.head(at)
+        weight, bias = self._known.matrix.head(at)
         self._weight.copy_(weight)
         if bias is not None:
             self._group["params"][1].copy_(bias)

@@ -1,7 +1,6 @@
 """The convex function that a solver minimises: the mean cost of rows and the penalty, as a function of the weights."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
 
 import torch
 from torch import Tensor
@@ -9,34 +8,16 @@ from torch import Tensor
 from crossent.data.mapped import Features
 from crossent.losses import Loss
 from crossent.losses.convex import ConvexCosts, costs
-from crossent.losses.convex.base import Which
 from crossent.processes import together
-from crossent.solvers.design_matrix import DesignMatrix, column_sums
-from crossent.solvers.evaluation import Evaluation
+from crossent.solvers import machine
+from crossent.solvers.design_matrix import DesignMatrix
+from crossent.solvers.evaluation import Evaluation, dot
+from crossent.solvers.visits import Visits
 
-#: What is kept of all rows' outputs to multiply by the Hessian; where that would be more, it is computed each time.
-KEPT_BYTES = 2**30
 # What rows gain at least by a direction that is followed for ever, and the share of it that others may seem to mind.
 _GAIN, _ROUNDED = 0.1, 0.02
 # Multiply-adds of a pass, up to which double precision takes no longer than it is worth.
 _SMALL = 50_000_000
-
-
-@dataclass
-class _Sample:
-    """Some rows, ready in memory.
-
-    Attributes:
-        rows: which they are, (n,).
-        features: (n, columns).
-        state: (states, n), at the weights of `evaluation`.
-        evaluation: where the rows were looked at last.
-    """
-
-    rows: Tensor
-    features: Tensor
-    state: Tensor
-    evaluation: Evaluation | None = None
 
 
 class Objective:
@@ -80,33 +61,31 @@ class Objective:
             targets = targets[rows]
             sample_weight = None if sample_weight is None else sample_weight[rows]
         classes = loss.classes(outputs)
-        if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
-            raise ValueError(f"targets from {int(targets.min())} to {int(targets.max())}, expected 0 to {classes - 1}")
+        if len(targets):
+            least, most = (int(each) for each in targets.aminmax())
+            if not 0 <= least <= most < classes:
+                raise ValueError(f"targets from {least} to {most}, expected 0 to {classes - 1}")
         self.costs: ConvexCosts = costs(loss, targets, sample_weight, outputs)
+        self.costs.levels = intercept
         self.outputs = outputs
         self.intercept = intercept
-        columns = features.shape[1]
-        shift = torch.zeros(columns, dtype=torch.float64, device=targets.device)
-        if intercept:
-            sums = together.total(column_sums(features).to(targets.device))
-            shift = (sums[:-1] / sums[-1].clamp(min=1)).float().double()
-        self.matrix = DesignMatrix(features, outputs, intercept=intercept, shift=shift)
-        numbers = torch.tensor([self.costs.total, float(len(targets))], dtype=torch.float64, device=targets.device)
-        self.total, self.rows = together.total(numbers).tolist()
+        self.matrix = DesignMatrix(features, outputs, intercept=intercept)
+        self.total, self.rows = self.costs.total, float(len(targets))
+        if together.ranks() > 1:
+            self.total, self.rows = together.add_up([self.costs.masses], [self.total, self.rows])
         self.costs.total = self.total = self.total or 1.0
-        self.costs.masses = together.total(self.costs.masses)
         self.costs.lightest = -together.largest(-self.costs.lightest)[0]
         #: The largest number of each column, by size, (columns,); once one pass has seen them.
         self.largest: Tensor | None = None
         self.penalise(l2)
         self.numbers = outputs * self.matrix.columns
         self.is_small = self.rows * self.numbers <= _SMALL
-        self._keeps = len(targets) * self.costs.states * (8 if self.is_small else 4) <= KEPT_BYTES
-        self._first = first  # of this rank
-        self._memory: dict[torch.dtype, Tensor] = {}
-        self._samples: dict[int, _Sample] = {}
-        self._free: list[Tensor] | None = None
-        self._narrow: tuple[list[Tensor], list[Tensor]] | None = None  # states, and the same in another precision
+        kept = len(targets) * self.costs.states * (8 if self.is_small else 4)
+        keeps = kept <= machine.kept_bytes(targets.device)
+        self.visits = Visits(self.matrix, self.costs, keeps=keeps, first=first)
+        takes = keeps and not self.is_small and machine.multiplies_bfloat16(targets.device)
+        #: Whether products may be in bfloat16: where they are many, and the machines of all ranks are fast at it.
+        self.takes_bfloat16 = not together.any_of(not takes)[0]
         self.products = 0
 
     def penalise(self, l2: float) -> None:
@@ -123,21 +102,15 @@ class Objective:
         """How many of the columns the penalty is of."""
         return self.matrix.columns - self.intercept
 
-    def weights(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """A head's weight, (outputs, features), and bias, (outputs,), as the objective takes them."""
-        found = weight.new_empty(self.outputs, self.matrix.columns, dtype=torch.float64)
-        found[:, : self.penalised] = weight
-        if self.intercept:
-            torch.mv(found[:, :-1], self.matrix.shift, out=found[:, -1])
-            if bias is not None:
-                found[:, -1] += bias
-        return found
+    def furthest(self, direction: Tensor, limit: float) -> float:
+        """By how much a direction moves an output at most, if all columns have their largest number.
 
-    def head(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The weight, (outputs, features), and the bias, (outputs,), of a head, from what the objective takes."""
-        if not self.intercept:
-            return weights, None
-        return weights[:, :-1], torch.addmv(weights[:, -1], weights[:, :-1], self.matrix.shift, alpha=-1)
+        Up to a limit a rougher bound will do, which takes a fifth of the time where tensors are small.
+        """
+        if self.largest is None:
+            return 0.0
+        rough = math.sqrt(dot(direction, direction) * dot(self.largest, self.largest))
+        return rough if rough <= limit else float((direction.abs() @ self.largest).max())
 
     def recedes(self, direction: Tensor) -> bool:
         """Whether a direction, (outputs, columns), can be followed for ever: no row minds, and some gain by it.
@@ -149,16 +122,11 @@ class Objective:
             return False
         smallest, largest = torch.inf, 0.0
         for rows, part in self.matrix.parts(direction.dtype):
-            moved = self._outputs(direction, part)
+            moved = self.visits.outputs(direction, part)
             smallest = min(smallest, float(self.costs.leads(moved, rows)))
             largest = max(largest, float(moved.abs().max()))
         worst, largest = together.largest(-smallest, largest)
         return largest > _GAIN and worst <= _ROUNDED * largest
-
-    def release(self, evaluation: Evaluation) -> None:
-        """Takes the memory back of what was kept of an evaluation, for the next one; it cannot be used any more."""
-        if evaluation.states is not None:
-            self._free, evaluation.states = evaluation.states, None
 
     def evaluate(self, at: Tensor, dtype: torch.dtype) -> Evaluation:
         """The objective and its gradient, by one pass through the rows.
@@ -169,137 +137,89 @@ class Objective:
         """
         leads = not self.l2 and self.costs.is_unbounded
         weights = at.to(dtype)
-        gradient, cost, smallest, lead = torch.zeros_like(at), 0.0, torch.inf, torch.inf
-        largest = torch.zeros_like(self.penalties)
-        states: list[Tensor] | None = [] if self._keeps else None
-        free, self._free = self._free, None
+        is_zero = not self.is_small and not at.any()  # where every run begins
+        gradient: Tensor | None = None
+        cost, smallest, lead = 0.0, torch.inf, torch.inf
+        largest = torch.zeros_like(self.penalties) if self.largest is None else self.largest
+        states: list[Tensor] = []
         for rows, part in self.matrix.parts(dtype):
-            outputs = self._outputs(weights, part)
+            outputs = self.visits.zeros(dtype, part) if is_zero else self.visits.outputs(weights, part)
             if leads:
                 lead = min(lead, float(self.costs.leads(outputs, rows)))
             if self.largest is None:
                 largest = torch.maximum(largest, part.abs().amax(0).to(largest.dtype))
-            there = None if free is None else free[len(states or ())]
-            if there is None or there.dtype != dtype:
-                there = outputs.new_empty(self.costs.states, outputs.shape[1])
-            found, low = self.costs.visit(outputs, rows, there)
+            state = self.visits.state(outputs)
+            found, low = self.costs.visit(outputs, rows, state)
             cost, smallest = cost + float(found), min(smallest, low)
-            gradient += outputs @ part
-            if states is not None:
-                states.append(there)
+            slopes = torch.mm(outputs, part)
+            gradient = slopes.to(torch.float64) if gradient is None else gradient.add_(slopes)
+            if self.visits.keeps:
+                states.append(state)
+        gradient = torch.zeros_like(at) if gradient is None else gradient
         if together.ranks() > 1:
-            message = together.total(torch.cat([gradient.flatten(), gradient.new_tensor([cost])]))
-            gradient, cost = message[:-1].view_as(gradient), float(message[-1])
+            (cost,) = together.add_up([gradient], [cost])
             lead, smallest, *all_largest = together.largest(-lead, -smallest, *largest.tolist())
             lead, smallest, largest = -lead, -smallest, largest.new_tensor(all_largest)
-        self.largest = largest if self.largest is None else self.largest
-        penalised = at * self.penalties
-        gradient = torch.add(penalised, gradient, alpha=1 / self.total)
-        penalty = float((penalised * at).sum()) / 2 if self.l2 else 0.0
-        return Evaluation(at, cost / self.total, penalty, gradient, states, smallest, lead if leads else float("nan"))
+        self.largest = largest
+        penalty = 0.0
+        gradient /= self.total
+        if self.l2:
+            penalised = at * self.penalties
+            gradient += penalised
+            penalty = dot(penalised, at) / 2
+        kept = states if self.visits.keeps else None
+        return Evaluation(at, cost / self.total, penalty, gradient, kept, smallest, lead if leads else float("nan"))
 
-    def product(self, evaluation: Evaluation, direction: Tensor) -> Tensor:
-        """The Hessian times a direction, (outputs, columns): two products with the features, in its precision."""
+    def product(self, evaluation: Evaluation, direction: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The Hessian times a direction, (outputs, columns), by two products with the features.
+
+        Args:
+            evaluation: where.
+            direction: (outputs, columns).
+            dtype: of what is multiplied; None: the direction's.
+        """
         self.products += 1
         found: Tensor | None = None
-        for rows, part, state in self._with_states(evaluation, direction.dtype):
-            moved = self._outputs(direction, part)
+        for rows, part, (state,) in self.visits.known(direction.dtype, evaluation, features=dtype):
+            moved = self.visits.outputs(direction, part)
             self.costs.bend(moved, rows, state)
-            found = moved @ part if found is None else found.addmm_(moved, part)
+            product = torch.mm(moved.to(part.dtype), part)
+            found = product.to(direction.dtype) if found is None else found.add_(product)
         found = together.total(torch.zeros_like(direction) if found is None else found)
         found /= self.total
         return found.addcmul_(direction, self.penalties_as[direction.dtype]) if self.l2 else found
 
-    def aim(self, evaluation: Evaluation, direction: Tensor) -> tuple[Tensor, float]:
+    def aim(self, start: Evaluation, there: Evaluation, lift: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
         """What a certificate needs of a step, by one pass through the rows.
 
         Args:
-            evaluation: where the step starts.
-            direction: of it, (outputs, columns), at full length.
+            start: where the step starts.
+            there: where it has led.
+            lift: (outputs,), by how much more than that the intercepts are to move where the slopes are aimed at.
+            dtype: of the products.
 
         Returns:
             How far the slopes that the step aims at leave the objective from being stationary behind it, (outputs,
             columns), and the mean of what they leave of Fenchel's inequality.
         """
-        found, left = torch.zeros_like(evaluation.at), 0.0
-        for rows, part, state in self._with_states(evaluation, direction.dtype):
-            moved = self._outputs(direction, part)
-            left += float(self.costs.aim(moved, rows, state))
-            found += moved @ part
+        found, left, lift = torch.zeros_like(start.at), 0.0, lift.to(dtype)
+        for rows, part, (state, behind) in self.visits.known(dtype, start, there):
+            changed, more = self.costs.aim(rows, state, behind, lift)
+            left += float(more)
+            found += changed @ part
         if together.ranks() > 1:
-            message = together.total(torch.cat([found.flatten(), found.new_tensor([left])]))
-            found, left = message[:-1].view_as(found), float(message[-1])
+            (left,) = together.add_up([found], [left])
         found /= self.total
-        found += evaluation.gradient
-        return found.addcmul_(direction, self.penalties), left / self.total
+        found += start.gradient
+        return found.addcmul_(there.at - start.at, self.penalties), left / self.total
 
     def intercepts(self, evaluation: Evaluation) -> Tensor:
         """The Hessian by the intercepts alone, (outputs, outputs), in double precision."""
         found = torch.zeros(self.outputs, self.outputs, dtype=torch.float64, device=evaluation.at.device)
         if evaluation.states is None:
-            for rows, _, state in self._with_states(evaluation, torch.float32):
+            for rows, _, (state,) in self.visits.known(torch.float32, evaluation):
                 found += self.costs.hessian_sum(rows, state)
         else:  # without a pass through the features
             for rows, state in zip(self.matrix.slices, evaluation.states, strict=True):
                 found += self.costs.hessian_sum(rows, state)
         return together.total(found).div_(self.total)
-
-    def curvature(
-        self, evaluation: Evaluation, dtype: torch.dtype, count: int | None = None
-    ) -> Iterator[tuple[Tensor, Which, Tensor, int]]:
-        """What tells how the objective bends, by all rows or by some of them, evenly spread.
-
-        Those are the same ones however many ranks share the rows.
-
-        Args:
-            evaluation: where.
-            dtype: of what is computed.
-            count: of rows, about; None: all.
-
-        Yields:
-            The features of some rows, (rows, columns), which rows these are, their states, (states, rows), and how
-            many rows each of them stands for.
-        """
-        stride = 1 if count is None else int(self.rows) // count
-        if stride <= 1:
-            for rows, part, state in self._with_states(evaluation, dtype):
-                yield part, rows, state, 1
-            return
-        sample = self._samples.get(stride)
-        if sample is None:
-            chosen = torch.arange(-self._first % stride, len(self.matrix), stride, device=self.matrix.device)
-            features = self.matrix.take(chosen, torch.float32)
-            sample = self._samples[stride] = _Sample(chosen, features, features.new_empty(0))
-        if sample.evaluation is not evaluation:
-            outputs = evaluation.at.to(torch.float32) @ sample.features.t()
-            sample.evaluation, sample.state = evaluation, outputs.new_empty(self.costs.states, len(sample.rows))
-            self.costs.visit(outputs, sample.rows, sample.state)
-        yield sample.features.to(dtype), sample.rows, sample.state.to(dtype), stride
-
-    def _outputs(self, weights: Tensor, part: Tensor) -> Tensor:
-        """(outputs, rows), in memory that the next call takes over."""
-        count = self.outputs * len(part)
-        memory = self._memory.get(weights.dtype)
-        if memory is None or len(memory) < count:
-            memory = self._memory[weights.dtype] = weights.new_empty(count)
-        return torch.mm(weights, part.t(), out=memory[:count].view(self.outputs, len(part)))
-
-    def _with_states(self, evaluation: Evaluation, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Rows, their features and their states, part by part, in a precision."""
-        states = None if evaluation.states is None else self._cast(evaluation.states, dtype)
-        weights = evaluation.at.to(dtype)
-        for index, (rows, part) in enumerate(self.matrix.parts(dtype)):
-            if states is not None:
-                yield rows, part, states[index]
-                continue
-            outputs = self._outputs(weights, part)
-            state = outputs.new_empty(self.costs.states, len(part))
-            self.costs.visit(outputs, rows, state)
-            yield rows, part, state
-
-    def _cast(self, states: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        if not states or states[0].dtype == dtype:
-            return states
-        if self._narrow is None or self._narrow[0] is not states:
-            self._narrow = states, [state.to(dtype) for state in states]
-        return self._narrow[1]

@@ -65,7 +65,7 @@ def products_of_blocks(objective: Objective) -> float:
 def diagonal(objective: Objective, at: Evaluation, dtype: torch.dtype) -> Preconditioner:
     """The Hessian's diagonal: what columns of different scale, and classes of different size, are in need of."""
     found = at.at.new_zeros(at.at.shape, dtype=dtype)
-    for part, rows, state, stands_for in objective.curvature(at, dtype, _rows(objective)):
+    for part, rows, state, stands_for in objective.visits.evenly(at, dtype, _stride(objective)):
         found.addmm_(objective.costs.second_derivatives(rows, state), part.square(), alpha=stands_for)
     found = together.total(found) / objective.total
     found += objective.penalties_as[dtype]
@@ -79,7 +79,7 @@ def blocks(objective: Objective, at: Evaluation, dtype: torch.dtype) -> Precondi
     """The Hessian by the weights of each output, all pairs of columns, without what is between outputs."""
     outputs, columns = at.at.shape
     found = at.at.new_zeros(outputs, columns, columns, dtype=dtype)
-    for part, rows, state, stands_for in objective.curvature(at, dtype, _rows(objective)):
+    for part, rows, state, stands_for in objective.visits.evenly(at, dtype, _stride(objective)):
         bends = objective.costs.second_derivatives(rows, state)
         step = max(1, _AT_A_TIME // part.numel())
         for first in range(0, outputs, step):
@@ -97,21 +97,32 @@ def blocks(objective: Objective, at: Evaluation, dtype: torch.dtype) -> Precondi
 def whole(objective: Objective, at: Evaluation) -> Preconditioner:
     """The Hessian itself, in double precision; what it does not tell, since it changes nothing, stays 0."""
     outputs, columns = at.at.shape
-    found = at.at.new_zeros(columns, outputs * outputs * columns)
-    for part, rows, state, _ in objective.curvature(at, torch.float64):
+    found: Tensor | None = None
+    for part, rows, state, _ in objective.visits.evenly(at, torch.float64, 1):
         bends = objective.costs.hessians(rows, state).view(outputs * outputs, -1)
         weighted = (bends.t().unsqueeze(2) * part.unsqueeze(1)).reshape(len(part), -1)
-        found.addmm_(part.t(), weighted)
-    found = together.total(found) / objective.total
+        found = torch.mm(part.t(), weighted) if found is None else found.addmm_(part.t(), weighted)
+    found = at.at.new_zeros(columns, outputs * outputs * columns) if found is None else found
+    found = together.total(found).div_(objective.total)
     square = found.view(columns, outputs, outputs, columns).permute(1, 0, 2, 3).contiguous()
-    pairs = torch.diagonal(square, dim1=1, dim2=3)  # of outputs, column by column
+    pairs = square.diagonal(dim1=1, dim2=3)  # of outputs, column by column
+    own = pairs.diagonal(dim1=0, dim2=1)  # (columns, outputs)
     if objective.l2:
-        torch.diagonal(pairs, dim1=0, dim2=1).add_(objective.penalties.unsqueeze(1))
+        own.add_(objective.penalties.unsqueeze(1))
     if objective.costs.has_gauge:
-        free = slice(objective.penalised if objective.l2 else 0, columns)
-        pairs[:, :, free] += torch.diagonal(pairs, dim1=0, dim2=1)[free].mean(1) / outputs
-    inverse = _inverse(square.view(1, outputs * columns, -1))[0]
-    return lambda residual: (inverse @ residual.reshape(-1)).view_as(residual)
+        free = objective.penalised if objective.l2 else 0
+        raised = own.narrow(0, free, columns - free).sum(1).div_(outputs**2)
+        pairs.narrow(2, free, columns - free).add_(raised)
+    matrix = square.view(outputs * columns, -1)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not int(failed):
+        return lambda residual: torch.cholesky_solve(residual.view(-1, 1), factor).view_as(residual)
+    inverse = _inverse(matrix.unsqueeze(0))[0]
+    return lambda residual: torch.mv(inverse, residual.view(-1)).view_as(residual)
+
+
+def _stride(objective: Objective) -> int:
+    return int(objective.rows) // _rows(objective)
 
 
 def _rows(objective: Objective) -> int:

@@ -62,11 +62,11 @@ def costs(loss: Loss, targets: Tensor, sample_weight: Tensor | None, outputs: in
         return SoftmaxCosts(targets, Weights(weights), share, None, classes, total)
     if isinstance(loss, RowLoss) and type(loss).mean is RowLoss.mean and not loss.learns:
         added = loss.added(uniform)
-        return SoftmaxCosts(targets, _linear(loss, rows), share, added, classes, total)
+        return SoftmaxCosts(targets, _linear(loss, rows, weights), share, added, classes, total)
     raise NotConvexError("it is not known to be convex in the weights")
 
 
-def _linear(loss: RowLoss, rows: Rows) -> Weights:
+def _linear(loss: RowLoss, rows: Rows, weights: Tensor) -> Weights:
     """What each row's statistics count, where the cost is linear in them: then it is as convex as they are.
 
     Raises:
@@ -74,7 +74,7 @@ def _linear(loss: RowLoss, rows: Rows) -> Weights:
     """
     reads, is_nll = loss.reading(rows.features)
     if is_nll:
-        return Weights(torch.ones_like(rows.targets, dtype=torch.float64) if rows.weight is None else rows.weight)
+        return Weights(weights)
     found = []
     for value in _PROBES:
         row = rows.features.new_full((len(rows.targets),), value)

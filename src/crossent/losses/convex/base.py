@@ -27,6 +27,7 @@ class ConvexCosts(ABC):
         total: the sum of the rows' weights, by which the mean divides; of all ranks' rows, once that is known.
         masses: what the rows' targets add up to, (classes,), likewise.
         lightest: the smallest weight of a row, of all ranks' likewise.
+        levels: whether the mean slope of each output has to be 0 at the optimum, as an intercept wants it.
         is_unbounded: whether a row's cost can go on falling for ever, so that there may be no minimum.
         has_gauge: whether one number added to all outputs of a row changes nothing.
         outputs: of a row.
@@ -36,6 +37,7 @@ class ConvexCosts(ABC):
     total: float
     masses: Tensor
     lightest: float = 1.0
+    levels: bool = True
     is_unbounded: bool
     has_gauge: bool
     outputs: int
@@ -68,15 +70,20 @@ class ConvexCosts(ABC):
         """The sum of `hessians` over the rows, (outputs, outputs)."""
 
     @abstractmethod
-    def aim(self, directions: Tensor, rows: Which, state: Tensor) -> Tensor:
-        """What the slopes that a Newton step aims at leave of Fenchel's inequality, summed, a scalar.
+    def aim(self, rows: Which, state: Tensor, there: Tensor, lift: Tensor) -> tuple[Tensor, Tensor]:
+        """The slopes that a Newton step aims at, and what they leave of Fenchel's inequality behind it.
 
-        Where the conjugate does not allow such slopes, the nearest that it does allow are taken.
+        Where the conjugate does not allow such slopes, others near them are taken that it does allow.
 
         Args:
-            directions: (outputs, rows), by which the outputs move; turn into the differences of the slopes.
             rows: which they are.
-            state: of the outputs that they move from.
+            state: of the outputs before the step, (states, rows).
+            there: the same behind it.
+            lift: (outputs,), by how much more than they do the outputs are to move where the slopes are aimed at.
+
+        Returns:
+            The differences of the slopes from those before the step, (outputs, rows), and what they leave at most,
+            summed, a scalar.
         """
 
     @abstractmethod
@@ -104,10 +111,36 @@ class Cast:
         self._copies = {torch.float64: values}
 
     def like(self, tensor: Tensor) -> Tensor:
+        """All of them, in a tensor's precision."""
         found = self._copies.get(tensor.dtype)
         if found is None:
             found = self._copies[tensor.dtype] = self._copies[torch.float64].to(tensor.dtype)
         return found
+
+
+class OfRows:
+    """Numbers of rows, (…, rows), handed out for some of them; where these are neighbours, only once made."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._copies = {values.dtype: values}
+        self._parts: dict[tuple[int, int, torch.dtype], Tensor] = {}
+        self._values = values
+
+    def of(self, rows: Which, like: Tensor | None = None) -> Tensor:
+        """Those of some rows, (…, n), in a tensor's precision; None: in their own."""
+        dtype = self._values.dtype if like is None else like.dtype
+        if isinstance(rows, Tensor):
+            return self._all(dtype)[..., rows]
+        key = rows.start, rows.stop, dtype
+        found = self._parts.get(key)
+        if found is None:
+            found = self._parts[key] = self._all(dtype)[..., rows]
+        return found
+
+    def _all(self, dtype: torch.dtype) -> Tensor:
+        if dtype not in self._copies:
+            self._copies[dtype] = self._values.to(dtype)
+        return self._copies[dtype]
 
 
 def smallest_lead(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.losses.convex.base import Cast, ConvexCosts, Which, smallest_lead
+from crossent.losses.convex.base import Cast, ConvexCosts, OfRows, Which, smallest_lead
 
 
 class Weights(NamedTuple):
@@ -46,16 +46,16 @@ class SoftmaxCosts(ConvexCosts):
         self.outputs = self.states = classes
         self.total = total
         self.is_unbounded = weights.mean_nll is None
-        self._targets = targets.unsqueeze(0)
-        self._constant = weights.constant
+        self._targets = OfRows(targets.unsqueeze(0))
+        self._constant = None if weights.constant is None else OfRows(weights.constant)
         share = share.to(torch.float64)
         self._added = None if added is None else Cast(added.to(torch.float64).unsqueeze(1))
         self._share = None if weights.mean_nll is None else Cast(share)
-        self._nll = Cast(weights.nll)
-        self._mean = None if weights.mean_nll is None else Cast(weights.mean_nll)
+        self._minus_nll = OfRows(-weights.nll.unsqueeze(0))
+        self._mean = None if weights.mean_nll is None else OfRows(weights.mean_nll)
         whole = weights.nll if weights.mean_nll is None else weights.nll + weights.mean_nll * share.sum()
         is_plain = weights.mean_nll is None and bool((weights.nll == 1).all())
-        self._whole = None if is_plain else Cast(whole)
+        self._whole = None if is_plain else OfRows(whole)
         self.masses = torch.zeros_like(share).index_add_(0, targets, weights.nll)
         if weights.mean_nll is not None:
             self.masses += share * weights.mean_nll.sum()
@@ -63,50 +63,50 @@ class SoftmaxCosts(ConvexCosts):
     def visit(self, outputs: Tensor, rows: Which, state: Tensor) -> tuple[Tensor, float]:
         if self._added is not None:
             outputs += self._added.like(outputs)
-        targets, nll = self._targets[:, rows], self._nll.like(outputs)[rows]
+        targets = self._targets.of(rows)
         logarithms = torch.log_softmax(outputs, 0, out=outputs)
         smallest = float(logarithms.amin()) if logarithms.numel() else 0.0
-        costs = -(logarithms.gather(0, targets).squeeze(0) * nll).sum(dtype=torch.float64)
+        costs = (logarithms.gather(0, targets) * self._minus_nll.of(rows)).sum()  # in double precision, as the weights
         if self._constant is not None:
-            costs += self._constant[rows].sum()
+            costs += self._constant.of(rows).sum()
         if self._share is not None and self._mean is not None:
             means = self._share.like(outputs) @ logarithms
-            costs -= (means * self._mean.like(outputs)[rows]).sum(dtype=torch.float64)
+            costs -= (means * self._mean.of(rows)).sum()
         torch.exp(logarithms, out=state)
         if self._whole is None:
             outputs.copy_(state)
         else:
-            torch.mul(state, self._whole.like(outputs)[rows], out=outputs)
-        outputs.scatter_add_(0, targets, -nll.unsqueeze(0))
+            torch.mul(state, self._whole.of(rows, outputs), out=outputs)
+        outputs.scatter_add_(0, targets, self._minus_nll.of(rows, outputs))
         if self._share is not None and self._mean is not None:
-            outputs.addr_(self._share.like(outputs), self._mean.like(outputs)[rows], alpha=-1)
+            outputs.addr_(self._share.like(outputs), self._mean.of(rows, outputs), alpha=-1)
         return costs, smallest
 
     def bend(self, directions: Tensor, rows: Which, state: Tensor) -> None:
         directions.mul_(state)
         directions.addcmul_(state, directions.sum(0, keepdim=True), value=-1)
         if self._whole is not None:
-            directions.mul_(self._whole.like(directions)[rows])
+            directions.mul_(self._whole.of(rows, directions))
 
     def second_derivatives(self, rows: Which, state: Tensor) -> Tensor:
         found = torch.addcmul(state, state, state, value=-1)
-        return found if self._whole is None else found.mul_(self._whole.like(state)[rows])
+        return found if self._whole is None else found.mul_(self._whole.of(rows, state))
 
     def hessians(self, rows: Which, state: Tensor) -> Tensor:
-        weighted = state if self._whole is None else state * self._whole.like(state)[rows]
+        weighted = state if self._whole is None else state * self._whole.of(rows, state)
         found = weighted.unsqueeze(1) * -state.unsqueeze(0)
         found.diagonal(dim1=0, dim2=1).add_(weighted.t())
         return found
 
-    def aim(self, directions: Tensor, rows: Which, state: Tensor) -> Tensor:
-        left = _aim_softmax(directions, state, self.masses)
+    def aim(self, rows: Which, state: Tensor, there: Tensor, lift: Tensor) -> tuple[Tensor, Tensor]:
+        changed, left = _aim_softmax(state, there, lift, self.masses if self.levels else None)
         if self._whole is not None:
-            whole = self._whole.like(left)[rows]
-            left, _ = left.mul_(whole), directions.mul_(whole)
-        return left.sum(dtype=torch.float64)
+            whole = self._whole.of(rows, left)
+            left, _ = left.mul_(whole), changed.mul_(whole)
+        return changed, left.sum(dtype=torch.float64)
 
     def hessian_sum(self, rows: Which, state: Tensor) -> Tensor:
-        weighted = state if self._whole is None else state * self._whole.like(state)[rows]
+        weighted = state if self._whole is None else state * self._whole.of(rows, state)
         found = -(weighted @ state.t())
         found.diagonal().add_(weighted.sum(1))
         return found
@@ -115,7 +115,7 @@ class SoftmaxCosts(ConvexCosts):
         return _level_softmax(slopes, self.masses / self.total, smallest)
 
     def leads(self, outputs: Tensor, rows: Which) -> Tensor:
-        return smallest_lead(outputs, self._targets[:, rows])
+        return smallest_lead(outputs, self._targets.of(rows))
 
 
 class LogisticCosts(ConvexCosts):
@@ -135,34 +135,35 @@ class LogisticCosts(ConvexCosts):
 
     def __init__(self, targets: Tensor, weights: Tensor, total: float) -> None:
         self.total = total
-        self._signs = Cast((2 * targets - 1).to(torch.float64))
-        self._weights = Cast(weights)
+        minus_signs = (1 - 2 * targets).to(torch.float64)
+        self._minus_signs, self._weights = OfRows(minus_signs), OfRows(weights)
+        self._minus_signed = OfRows(minus_signs * weights)
         self.masses = torch.zeros(2, dtype=torch.float64, device=targets.device).index_add_(0, targets, weights)
 
     def visit(self, outputs: Tensor, rows: Which, state: Tensor) -> tuple[Tensor, float]:
-        signs, weights = self._signs.like(outputs)[rows], self._weights.like(outputs)[rows]
-        lead = outputs[0] * signs
-        largest = float(lead.abs().amax()) if lead.numel() else 0.0
-        costs = -(torch.nn.functional.logsigmoid(lead) * weights).sum(dtype=torch.float64)
-        torch.sigmoid(outputs[0].neg(), out=state[0])
-        torch.sigmoid(outputs[0], out=state[1])
-        torch.mul(torch.sigmoid(lead.neg_()), signs * -weights, out=outputs[0])
+        (output,), (below, above) = outputs, state
+        opposite = output * self._minus_signs.of(rows, output)
+        largest = float(torch.linalg.vector_norm(output, torch.inf)) if len(output) else 0.0
+        costs = (torch.nn.functional.softplus(opposite) * self._weights.of(rows)).sum()
+        torch.sigmoid(output, out=above)
+        torch.sigmoid(output.neg_(), out=below)
+        torch.mul(opposite.sigmoid_(), self._minus_signed.of(rows, output), out=output)
         return costs, -largest - math.log(2)  # or a little more
 
     def bend(self, directions: Tensor, rows: Which, state: Tensor) -> None:
         directions.mul_(self.second_derivatives(rows, state))
 
     def second_derivatives(self, rows: Which, state: Tensor) -> Tensor:
-        return (state[0] * state[1]).mul_(self._weights.like(state)[rows]).unsqueeze(0)
+        return (state[0] * state[1]).mul_(self._weights.of(rows, state)).unsqueeze(0)
 
     def hessians(self, rows: Which, state: Tensor) -> Tensor:
         return self.second_derivatives(rows, state).unsqueeze(0)
 
-    def aim(self, directions: Tensor, rows: Which, state: Tensor) -> Tensor:
-        both, weights = torch.cat([torch.zeros_like(directions), directions]), self._weights.like(state)[rows]
-        left = _aim_softmax(both, state, self.masses)
-        torch.mul(both[1], weights, out=directions[0])
-        return left.mul_(weights).sum(dtype=torch.float64)
+    def aim(self, rows: Which, state: Tensor, there: Tensor, lift: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self._weights.of(rows, state)
+        masses = self.masses if self.levels else None
+        changed, left = _aim_softmax(state, there, torch.cat([torch.zeros_like(lift), lift]), masses)
+        return changed[1:].mul_(weights), left.mul_(weights).sum(dtype=torch.float64)
 
     def hessian_sum(self, rows: Which, state: Tensor) -> Tensor:
         return self.second_derivatives(rows, state).sum(1, keepdim=True)
@@ -171,32 +172,37 @@ class LogisticCosts(ConvexCosts):
         return _level_softmax(torch.cat([-slopes, slopes]), self.masses / self.total, smallest)
 
     def leads(self, outputs: Tensor, rows: Which) -> Tensor:
-        return (outputs[0] * self._signs.like(outputs)[rows]).amin()
+        return -(outputs[0] * self._minus_signs.of(rows, outputs)).amax()
 
 
-def _aim_softmax(directions: Tensor, softmax: Tensor, masses: Tensor) -> Tensor:
-    """KL(q ‖ p⁺) of each row, (rows,), q = p + p ∘ (u − ⟨p, u⟩) and p⁺ the softmax of logits that move by u.
+def _aim_softmax(softmax: Tensor, there: Tensor, lift: Tensor, masses: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What a step aims at by its first order: q = p + p ∘ (u − ⟨p, u⟩) for logits that move by u, and KL(q ‖ p⁺).
 
     Where a probability of q would be below 0 it is 0, as are those of classes that no row has, and the others add up to
-    1. Written in u alone, so that only small numbers are subtracted.
+    1. The divergence is taken from above: (1 + e) log(1 + e) − e is at most e² / (2 + min(e, 0)), and as much to the
+    third order.
 
     Args:
-        directions: u, (classes, rows); turns into q − p.
         softmax: p, (classes, rows).
-        masses: what the rows' targets add up to, (classes,).
+        there: p⁺, behind the step, (classes, rows).
+        lift: (classes,), which is added to u.
+        masses: what the rows' targets add up to, (classes,); None: no class is left out.
+
+    Returns:
+        q − p, (classes, rows), and the divergences, (rows,).
     """
-    directions.sub_((softmax * directions).sum(0))
-    moved = torch.log1p((softmax * torch.expm1(directions)).sum(0))  # by what logsumexp moves, beyond ⟨p, u⟩
-    aside = directions.clamp(min=-1)
-    if not masses.all():
+    tiny = torch.finfo(there.dtype).tiny  # which keeps probabilities that are 0 apart from no number
+    aside = (there + tiny).div_(softmax + tiny).log_()  # u, but for what all logits of a row have in common
+    aside += lift.unsqueeze(1)
+    aside.sub_((softmax * aside).sum(0)).clamp_(min=-1)
+    if masses is not None and not masses.all():
         aside[masses == 0] = -1
     surplus = (softmax * aside).sum(0)  # by what q adds up to more than 1
-    # KL of q, which adds up to 1 + surplus, and then of q / (1 + surplus)
-    left = (softmax * (torch.special.xlog1py(1 + aside, aside) - (1 + aside) * directions)).sum(0)
-    left = left / (1 + surplus) + moved - torch.log1p(surplus)
-    torch.mul(softmax, aside.sub_(surplus).div_(1 + surplus), out=directions)
-    divergence: Tensor = left.clamp_(min=0).nan_to_num_(nan=torch.inf, posinf=torch.inf)
-    return divergence
+    changed = aside.sub_(surplus).div_(1 + surplus).mul_(softmax)
+    aimed = softmax + changed
+    scale = torch.minimum(aimed, there).add_(there).add_(tiny)
+    divergence = aimed.sub_(there).square_().div_(scale).sum(0)
+    return changed, divergence.nan_to_num_(nan=torch.inf, posinf=torch.inf)
 
 
 def _level_softmax(slopes: Tensor, masses: Tensor, smallest: float) -> tuple[float, float]:
