@@ -222,19 +222,20 @@ def stop_after(step: int, train: Train, *arguments: str, number: int = signal.SI
     """Has a signal sent, Ctrl-C or another, in the middle of a step."""
     pressed = False
 
-    def interrupted(original: Callable[[Any, Any, int], torch.Tensor]) -> Callable[[Any, Any, int], torch.Tensor]:
-        def training_step(self: SoftmaxClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
+    def interrupted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: SoftmaxClassifier, *arguments: Any) -> Any:
             nonlocal pressed
-            if self.trainer.global_step == step - 1 and not pressed:
+            if self.step == step - 1 and not pressed:
                 pressed = True
                 signal.raise_signal(number)
-            return original(self, batch, batch_idx)
+            return original(self, *arguments)
 
-        return training_step
+        return method
 
     with pytest.MonkeyPatch.context() as patch:
         for kind in (SoftmaxClassifier, SolvedClassifier):
-            patch.setattr(kind, "training_step", interrupted(kind.training_step))
+            for name in ("training_step", "_differentiate"):  # the one is called for a block of steps, the other in it
+                patch.setattr(kind, name, interrupted(getattr(kind, name)))
         return train(*arguments)
 
 

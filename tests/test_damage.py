@@ -13,6 +13,7 @@ import torch
 from conftest import MINI_BATCHES, Run, Train, assert_same_run, assert_same_state, stop_after
 from crossent import resuming, runs
 from crossent.classifier import SoftmaxClassifier
+from crossent.data.loader import Batch
 
 SAVING = (
     *MINI_BATCHES,
@@ -174,13 +175,13 @@ def test_a_checkpoint_from_the_middle_of_a_step_is_not_gone_on_from(train: Train
 def test_generators_of_random_numbers_go_on(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss of the user's own may draw from any of them."""
     drawn: dict[int, tuple[float, float, float]] = {}
-    original = SoftmaxClassifier.training_step
+    original = SoftmaxClassifier._differentiate
 
-    def drawing(self: SoftmaxClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
-        drawn[self.trainer.global_step] = (torch.rand(()).item(), random.random(), float(np.random.random()))
-        return original(self, batch, batch_idx)
+    def drawing(self: SoftmaxClassifier, batch: Batch) -> None:
+        drawn[self.step] = (torch.rand(()).item(), random.random(), float(np.random.random()))
+        original(self, batch)
 
-    monkeypatch.setattr(SoftmaxClassifier, "training_step", drawing)
+    monkeypatch.setattr(SoftmaxClassifier, "_differentiate", drawing)
     train(*SAVING)
     expected, after = drawn.copy(), 37
     stop_after(after, train, *SAVING)
@@ -261,14 +262,16 @@ def test_the_best_checkpoint_counts_when_it_is_the_newest(train: Train) -> None:
     whole = train(*rare)
     calls = 0
 
-    def crash_later(self: SoftmaxClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
+    def crash_later(self: SoftmaxClassifier, batch: Batch) -> None:
         nonlocal calls
         calls += 1
-        return original(self, batch, batch_idx) if calls < 30 else crash()
+        if calls == 30:
+            crash()
+        original(self, batch)
 
-    original = SoftmaxClassifier.training_step
+    original = SoftmaxClassifier._differentiate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SoftmaxClassifier, "training_step", crash_later)
+        patch.setattr(SoftmaxClassifier, "_differentiate", crash_later)
         with pytest.raises(RuntimeError, match="a crash"):
             train(*rare)
     resumed = train("resume=latest")

@@ -10,6 +10,7 @@ import torch
 from conftest import MINI_BATCHES, Train, assert_same_run, stop_after
 from crossent import stopping
 from crossent.classifier import SoftmaxClassifier
+from crossent.data.loader import Batch
 from crossent.stopping import Stopped
 
 NO_END = "callbacks.early_stopping.patience=null"
@@ -79,7 +80,7 @@ def test_a_run_stopped_in_a_validation_ends_as_if_it_had_not_been(accumulate: in
 
 @pytest.mark.parametrize(
     ("method", "call"),
-    [("training_step", 17), ("validation_step", 2), ("on_validation_epoch_end", 2), ("configure_optimizers", 1)],
+    [("_differentiate", 17), ("validation_step", 2), ("on_validation_epoch_end", 2), ("configure_optimizers", 1)],
 )
 def test_a_crash_loses_nothing(method: str, call: int, train: Train) -> None:
     arguments = (*MINI_BATCHES, NO_END, "trainer.val_check_interval=6", "callbacks.checkpoint.every_n_steps=6")
@@ -100,20 +101,20 @@ def test_a_run_that_is_terminated_does_not_wait_for_a_step_that_takes_too_long(
     arguments = (*MINI_BATCHES, NO_END, "callbacks.checkpoint.every_n_steps=5")
     whole = train(*arguments)
 
-    def endless() -> torch.Tensor:
+    def endless() -> None:
         for _ in range(1000):
             time.sleep(0.01)
         raise AssertionError("nobody has stopped it")
 
-    def told_then_endless(self: SoftmaxClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
-        if self.trainer.global_step == 12:
+    def told_then_endless(self: SoftmaxClassifier, batch: Batch) -> None:
+        if self.step == 12:
             signal.raise_signal(signal.SIGTERM)
-            return endless()
-        return original(self, batch, batch_idx)
+            endless()
+        original(self, batch)
 
-    original = SoftmaxClassifier.training_step
+    original = SoftmaxClassifier._differentiate
     with monkeypatch.context() as patch:
-        patch.setattr(SoftmaxClassifier, "training_step", told_then_endless)
+        patch.setattr(SoftmaxClassifier, "_differentiate", told_then_endless)
         with pytest.raises(Stopped) as stop:
             train(*arguments)
     resumed = train("resume=latest")

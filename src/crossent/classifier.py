@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from crossent import starting
+from crossent.blocks import Block
 from crossent.checkpoints import KEY
 from crossent.data.loader import Batch
 from crossent.divergence import DivergedError, diverged, grown
@@ -21,6 +23,8 @@ from crossent.open_step import OpenStep
 from crossent.optim import OptimizerFactory, SchedulerFactory
 from crossent.processes import together
 from crossent.processes.grid import Grid
+
+_STEPS_OF_RANKS = 64  # in a block, where ranks share the rows and nobody has said how many
 
 
 class SoftmaxClassifier(lightning.LightningModule):
@@ -37,6 +41,8 @@ class SoftmaxClassifier(lightning.LightningModule):
         l2: λ of λ/2 ‖weight‖², which is added to the mean cost; the bias is not penalised.
         record: plain values that go into every checkpoint: the configuration and the facts of the data.
         grid: how the ranks share rows and classes, where there are several.
+        takes_blocks: whether several optimiser steps may be taken in one call of Lightning's.
+        block: how many, at most; None: as many as are worth it.
     """
 
     def __init__(
@@ -49,6 +55,8 @@ class SoftmaxClassifier(lightning.LightningModule):
         l2: float = 0.0,
         record: Mapping[str, Any] | None = None,
         grid: Grid | None = None,
+        takes_blocks: bool = False,
+        block: int | None = None,
     ) -> None:
         super().__init__()
         self.head = head
@@ -59,6 +67,11 @@ class SoftmaxClassifier(lightning.LightningModule):
         self._record = dict(record or {})
         self.grid = grid or Grid()
         self.open_step = OpenStep(self._check_step, self._regularize, self.grid)
+        #: Each tells after how many steps, from a step on, something is due that happens between Lightning's calls.
+        self.until: list[Callable[[int], int]] = []
+        self._takes_blocks = takes_blocks
+        self._most = block
+        self._block: Block | None = None  # under way
         self._loaded_steps: int | None = None
         self._first_bad: tuple[Batch, str] | None = None  # validation batch, whose cost is no number
         self.evaluation = Evaluation(head.shard.of, loss.ignore_index, shard=head.shard, group=self.grid.of_my_classes)
@@ -67,6 +80,12 @@ class SoftmaxClassifier(lightning.LightningModule):
     def superseded_step(self) -> int | None:
         """The step of weights that are not to count as the best once there are newer ones; None: there are none."""
         return None
+
+    @property
+    def step(self) -> int:
+        """The index of the optimiser step under way; Lightning's ``global_step`` is that of a block's first one."""
+        taken: int = self.trainer.global_step
+        return taken if self._block is None else taken + self._block.ahead
 
     def configure_model(self) -> None:
         """Does nothing: the head is there, and has the weights of this rank's classes alone.
@@ -93,12 +112,14 @@ class SoftmaxClassifier(lightning.LightningModule):
         Batches whose gradients are accumulated for one step weigh as much as their rows do, so that the step is that
         of one large batch, also where the batches differ in size or there are fewer of them at the end of an epoch.
         """
+        self.open_step.place = batch, batch_idx
+        if self._takes_blocks:  # the step is taken by `optimizer_step`; Lightning wants something to go back from
+            return self.head.weight.new_zeros((), requires_grad=True)
         accumulated: int = self.trainer.accumulate_grad_batches
         last = accumulated == 1 or not self.trainer.fit_loop._should_accumulate()
         cost = self._cost(batch)
-        self.open_step.place = batch, batch_idx
         if together.ranks() > 1:
-            return self.open_step.share(cost, self._penalty(), batch.global_rows, accumulated)
+            return cost.mean * self.open_step.share(cost, self._penalty(), batch.global_rows, accumulated)
         if self.open_step.is_first and not math.isfinite(cost.mean.item()):
             raise self._diverged(f"the cost is {cost.mean.item()}")
         return self.open_step.add(cost, self._penalty(), self.parameters, accumulated, last=last)
@@ -107,17 +128,78 @@ class SoftmaxClassifier(lightning.LightningModule):
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         """Takes the step and records its cost, ahead of any callback that may write a checkpoint of it."""
-        taken: int = self.trainer.global_step
         assert optimizer_closure is not None
+        if self._takes_blocks:
+            optimizer_closure()
+            self._take_block(optimizer.optimizer)
+            return
+        taken: int = self.trainer.global_step
         self.open_step.evaluate, self.open_step.parameters = optimizer_closure, list(self.parameters())
         self.open_step.sharded = list(self.head.sharded.values())
         super().optimizer_step(epoch, batch_idx, optimizer, self.open_step)
+        self._close_step(taken)
+        if self._is_last(taken):
+            self._end()
+
+    def _take_block(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes the step that Lightning has called for, and those behind it that need not wait for its next call."""
+        assert self.open_step.place is not None
+        first, index = self.open_step.place
+        taken: int = self.trainer.global_step
+        most, wishes = self._most, lambda: any(self.open_step.wishes())
+        if together.ranks() > 1:  # which have to agree, and have clocks of their own
+            most, wishes = most or _STEPS_OF_RANKS, lambda: any(self.open_step.granted)
+        block = self._block = Block(self.trainer, most, self.until, wishes)
+        clip, how = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
+        self.open_step.parameters = list(self.parameters())
+        try:
+            for step, batch in enumerate(block.batches(first), start=taken):
+                self.open_step.place = batch, index + step - taken
+                self.open_step.evaluate = partial(self._differentiate, batch)
+                self.open_step()
+                if clip:
+                    self.configure_gradient_clipping(optimizer, clip, how)
+                optimizer.step()
+                self._close_step(step)
+        finally:
+            block.settle()
+            self._block = None
+        if self._is_last(step):
+            self._end()
+
+    def _differentiate(self, batch: Batch) -> None:
+        """Finds the cost of a batch and its gradients, in closed form where the loss has one."""
+        head, parameters = self.head, self.open_step.parameters
+        arguments = self._features(batch), head.weight, head.output_bias, batch.targets, batch.weights
+        with torch.no_grad():
+            found = self.loss.differentiate(*arguments)
+        cost: Cost = self.loss(*arguments) if found is None else found[0]
+        penalty, share = self._penalty(), None
+        if together.ranks() > 1:
+            share = self.open_step.share(cost, penalty, batch.global_rows, 1)
+        elif not math.isfinite(cost.mean.item()):
+            raise self._diverged(f"the cost is {cost.mean.item()}")
+        else:
+            objective = self.open_step.add(cost, penalty, self.parameters, 1, last=True)
+        if found is None:
+            for parameter in parameters:
+                parameter.grad = None
+            (objective if share is None else cost.mean * share).backward()
+            return
+        _, by_weight, by_bias = found
+        head.weight.grad = by_weight if share is None else by_weight.mul_(share)
+        if head.bias is not None and by_bias is not None:
+            by_bias = by_bias if share is None else by_bias.mul_(share)
+            head.bias.grad = by_bias.sum().view(1) if head.has_shared_bias else by_bias
+        if share is None:  # else that comes once the ranks' gradients are added up
+            self._regularize()
+
+    def _close_step(self, taken: int) -> None:
+        """Records the cost of the step that has been taken, ahead of any callback that may write a checkpoint of it."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
         if every and taken % every == 0:  # 0 in Lightning's barebones mode
             self.record_metrics("train", taken, self.open_step.metrics())
         self.open_step.clear()
-        if self._is_last(taken):
-            self._end()
 
     def on_train_start(self) -> None:
         """From here on the trainer counts the updates, with which a temperature no longer fits."""
@@ -228,6 +310,8 @@ class SoftmaxClassifier(lightning.LightningModule):
 
     def _diverged(self, what: str) -> DivergedError:
         assert self.open_step.place is not None
+        if self._block is not None:
+            self._block.settle()
         batch, index = self.open_step.place
         place = f"step {self.trainer.global_step} (batch {index} of epoch {self.trainer.current_epoch})"
         return diverged(what, place, self.head, self.loss, batch, self._lr())

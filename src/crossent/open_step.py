@@ -106,10 +106,10 @@ class OpenStep:
         own = cost.mean * (float(cost.weight) / total)
         return batches * (own if penalty is None else own + penalty)
 
-    def share(self, cost: Cost, penalty: Tensor | None, rows: int, batches: int) -> Tensor:
-        """Takes in the cost of this rank's rows of a batch, and returns what to differentiate for them, a scalar.
+    def share(self, cost: Cost, penalty: Tensor | None, rows: int, batches: int) -> Tensor | float:
+        """Takes in the cost of this rank's rows of a batch, and returns what to multiply its mean by, and its gradient.
 
-        The sum over ranks and batches of what is returned is the step's cost, but for a factor: the weight of all rows,
+        The sum over ranks and batches of the products is the step's cost, but for a factor: the weight of all rows,
         which nobody knows yet, counts as the number of the first batch's rows. The penalty, of which every rank knows
         the gradient, is left to `regularize`.
 
@@ -124,7 +124,7 @@ class OpenStep:
         self._costs.append(Cost(cost.mean.detach(), cost.weight))
         self._penalty = None if penalty is None else penalty.detach()
         self._assumed = self._assumed or float(rows)
-        return cost.mean * (cost.weight * batches / self._assumed)
+        return cost.weight * batches / self._assumed
 
     def _add_up(self) -> Tensor:
         """Turns the gradients of this rank's rows into those of all rows, and returns the objective that all share.

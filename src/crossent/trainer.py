@@ -71,7 +71,9 @@ def build(
     Raises:
         UserError: arguments that Lightning refuses, or an accelerator that this machine does not have.
     """
-    arguments = msgspec.to_builtins(chosen.trainer)
+    arguments = {
+        name: value for name, value in msgspec.to_builtins(chosen.trainer).items() if name not in config.TRAINER_OWN
+    }
     if chosen.trainer.barebones:
         arguments |= dict.fromkeys(_NOT_IN_BAREBONES)
     else:

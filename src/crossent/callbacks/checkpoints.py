@@ -119,6 +119,9 @@ class LastCheckpoint(Checkpoint):
         self._stop.listen()
         assert isinstance(pl_module, SoftmaxClassifier)
         pl_module.open_step.wishes = self._wishes
+        if self._steps is not None:
+            every = self._steps
+            pl_module.until.append(lambda step: every - step % every)
 
     @override
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:

@@ -162,8 +162,12 @@ TRAINER_ELSEWHERE = {
 }
 
 
+#: What of ``trainer`` is no argument of Lightning's ``Trainer``.
+TRAINER_OWN = frozenset({"steps_per_execution"})
+
+
 class Trainer(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Lightning's ``Trainer`` arguments, but for those of `TRAINER_ELSEWHERE`."""
+    """Lightning's ``Trainer`` arguments, but for those of `TRAINER_ELSEWHERE`; and `TRAINER_OWN`, which is Keras's."""
 
     max_steps: Limit
     max_epochs: Limit | None
@@ -197,6 +201,7 @@ class Trainer(Struct, kw_only=True, forbid_unknown_fields=True):
     barebones: bool
     enable_autolog_hparams: bool
     model_registry: Text | None
+    steps_per_execution: AtLeastOne | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.max_steps == -1 and self.max_epochs in (None, -1) and self.max_time is None:

@@ -241,6 +241,15 @@ class TrainLoader(BatchLoader):
             self._served += 1  # before the yield: a state taken while a batch is in use counts that batch
             yield batch
 
+    @property
+    def is_one_batch(self) -> bool:
+        """Whether every epoch is the same batch, of rows that are in memory."""
+        return self._batches_an_epoch == 1 and self._order is None and not isinstance(self._table.features, Mapped)
+
+    def repeat(self, epochs: int) -> None:
+        """Counts the one batch as served again, once for each of some epochs."""
+        self._served += epochs
+
     def state_dict(self) -> dict[str, int]:
         """The place in the stream."""
         return {"served": self._served}

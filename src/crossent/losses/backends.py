@@ -74,24 +74,74 @@ def choose(name: str, rows: int, classes: int) -> str:
     return "chunked" if classes >= MANY_CLASSES or rows * classes * 4 > MANY_BYTES else "dense"
 
 
+def mean_with_gradients(
+    loss: "RowLoss", rows: Rows, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """What `mean` finds, and its gradients by weight and bias, without autograd, whose nodes cost more than few logits.
+
+    None where that gains nothing: ``chunked`` does so anyway, and where classes are split, messages take longer. In 16
+    bits, or with parameters of the loss's own, there is more to do than this.
+
+    Args:
+        loss: says how a row's cost follows from its statistics.
+        rows: those that count; at least one.
+        weight: (classes, features).
+        bias: (classes,), or None.
+    """
+    features, targets, device = rows.features, rows.targets, weight.device.type
+    is_dense = choose(loss.backend, features.shape[0], weight.shape[0]) == "dense" and loss.shard is None
+    if not is_dense or loss.learns or weight.dtype.itemsize < 4 or torch.is_autocast_enabled(device):
+        return None
+    logits, dim = _logits(features, weight, _offset(loss, bias, weight))
+    reads, is_nll = loss.reading(logits)
+    if is_nll and rows.weight is None:
+        logarithms = torch.log_softmax(logits, dim)
+        mean = F.nll_loss(logarithms if dim else logarithms.t(), targets)
+        share = 1 / targets.shape[0]
+        slopes = logarithms.exp_().mul_(share)
+        index = targets.unsqueeze(dim)
+        slopes.scatter_add_(dim, index, slopes.new_full((1, 1), -share).expand_as(index))
+    else:
+        class_share = loss.class_share(logits)
+        statistics = take(logits, targets, dim, reads, class_share)
+        costs, by_statistics = loss.differentiated(statistics, rows)
+        mean = rows.mean(costs)
+        softmax, slopes = torch.softmax(logits, dim), logits
+        out, probabilities = (slopes, softmax) if dim else (slopes.t(), softmax.t())
+        go_back(out, probabilities, targets, statistics, by_statistics, class_share)
+        slopes.div_(nonzero(rows.total))
+    return mean, (slopes.t() if dim else slopes).mm(features), None if bias is None else slopes.sum(1 - dim)
+
+
 def _dense(loss: "RowLoss", rows: Rows, weight: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
     features, targets = rows.features, rows.targets
-    dim = 0 if weight.shape[0] < _FEW_CLASSES else 1
     if dtype.itemsize < 4:
+        dim = _dim(weight)
         features, weight = features.to(dtype), weight.to(dtype)
         logits = (features.mm(weight.t()) if dim else weight.mm(features.t())).float()
         logits = logits if offset is None else logits + offset.unsqueeze(1 - dim)
-    elif dim:
-        logits = F.linear(features, weight, offset)
-    elif offset is None:
-        logits = weight.mm(features.t())
     else:
-        logits = torch.addmm(offset.unsqueeze(1), weight, features.t())
+        logits, dim = _logits(features, weight, offset)
     statistics, is_nll = loss.reading(logits)
     if is_nll and rows.weight is None:  # one node of autograd's, not four
         logarithms = torch.log_softmax(logits, dim)
         return F.nll_loss(logarithms if dim else logarithms.t(), targets)
     return rows.mean(loss.cost_of(take(logits, targets, dim, statistics, loss.class_share(logits)), rows))
+
+
+def _dim(weight: Tensor) -> int:
+    """Of the classes, in the logits."""
+    return 0 if weight.shape[0] < _FEW_CLASSES else 1
+
+
+def _logits(features: Tensor, weight: Tensor, offset: Tensor | None) -> tuple[Tensor, int]:
+    """The logits, (rows, classes) or (classes, rows), and the dimension of the classes."""
+    dim = _dim(weight)
+    if dim:
+        return F.linear(features, weight, offset), dim
+    if offset is None:
+        return weight.mm(features.t()), dim
+    return torch.addmm(offset.unsqueeze(1), weight, features.t()), dim
 
 
 def _offset(loss: "RowLoss", bias: Tensor | None, weight: Tensor) -> Tensor | None:

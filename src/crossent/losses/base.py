@@ -147,6 +147,40 @@ class Loss(nn.Module, ABC):
             _refuse_nan(features, targets != self.ignore_index)
         return Cost(mean, rows.total)
 
+    def differentiate(
+        self,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> tuple[Cost, Tensor, Tensor | None] | None:
+        """The mean cost of the rows, and its gradients by weight and bias, without autograd.
+
+        None where there is no closed form for it, or where that gains nothing; `forward` and autograd find the same.
+
+        Args:
+            features: (rows, features).
+            weight: (outputs, features).
+            bias: (outputs,), or None.
+            targets: (rows,), integers from 0 to classes - 1, or ``ignore_index``.
+            sample_weight: (rows,), multiplies a row's cost and its share of the mean's denominator.
+        """
+        rows = self._counting(features, targets, sample_weight, self._all_classes(weight))
+        found = self.mean_with_gradients(rows, weight, bias) if rows.targets.shape[0] else None
+        if found is None:
+            return None
+        mean, by_weight, by_bias = found
+        if mean.is_cpu and isnan(mean.item()):
+            _refuse_nan(features, targets != self.ignore_index)
+        return Cost(mean, rows.total), by_weight, by_bias
+
+    def mean_with_gradients(
+        self, rows: Rows, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """The weighted mean of the rows' costs and its gradients by weight and bias; None, unless the loss says it."""
+        return None
+
     def with_outputs(
         self,
         features: Tensor,

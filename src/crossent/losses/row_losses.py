@@ -71,6 +71,12 @@ class RowLoss(Loss):
         """The weighted mean of the rows' costs, a scalar."""
         return backends.mean(self, rows, weight, bias)
 
+    def mean_with_gradients(
+        self, rows: Rows, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """The weighted mean of the rows' costs and its gradients, unless a class of the user's own has another mean."""
+        return backends.mean_with_gradients(self, rows, weight, bias) if type(self).mean is RowLoss.mean else None
+
     def mean_of_outputs(self, rows: Rows, weight: Tensor) -> Tensor | None:
         """The weighted mean of the rows' costs, unless a class of the user's own takes other logits than these."""
         return backends.mean_of_outputs(self, rows, weight) if type(self).mean is RowLoss.mean else None
