@@ -140,7 +140,13 @@ def test_what_cannot_be_blocked_is_taken_step_by_step(options: tuple[str, ...], 
 
 
 def test_names_the_step_in_the_middle_of_a_block(train: Train) -> None:
-    diverging = ("loss=one_hot", "optimizer.lr=30", "accelerator.precision=32-true")
+    late = (
+        "optimizer.lr=1",
+        "trainer.max_steps=20000",
+        "trainer.log_every_n_steps=1000",
+        "trainer.val_check_interval=1000",
+    )
+    diverging = ("loss=one_hot", "accelerator.precision=32-true", *late)
 
     apart, together = one_by_one(train, *diverging), train(*diverging)
 

@@ -84,6 +84,11 @@ class Block:
         """Steps that Lightning has not counted yet."""
         return self._taken - self._settled
 
+    @property
+    def passed(self) -> int:
+        """Batches of the epoch since the block's first one."""
+        return 0 if self._repeats else self._taken - 1
+
     def settle(self) -> None:
         """Has Lightning count the steps so far, but for the last one, which it counts when the call ends."""
         steps, self._settled = self.ahead, self._taken

@@ -154,7 +154,7 @@ class SoftmaxClassifier(lightning.LightningModule):
         self.open_step.parameters = list(self.parameters())
         try:
             for step, batch in enumerate(block.batches(first), start=taken):
-                self.open_step.place = batch, index + step - taken
+                self.open_step.place = batch, index + block.passed
                 self.open_step.evaluate = partial(self._differentiate, batch)
                 self.open_step()
                 if clip:
