@@ -21,6 +21,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from crossent import cli
+from crossent.blocked_classifier import BlockedClassifier
 from crossent.classifier import SoftmaxClassifier
 from crossent.evaluate import command as evaluate_command
 from crossent.predict import command as predict_command
@@ -233,9 +234,9 @@ def stop_after(step: int, train: Train, *arguments: str, number: int = signal.SI
         return method
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (SoftmaxClassifier, SolvedClassifier):
-            for name in ("training_step", "_differentiate"):  # the one is called for a block of steps, the other in it
-                patch.setattr(kind, name, interrupted(getattr(kind, name)))
+        for kind in (SoftmaxClassifier, SolvedClassifier, BlockedClassifier):
+            name = "_differentiate" if kind is BlockedClassifier else "training_step"  # which calls it many times
+            patch.setattr(kind, name, interrupted(getattr(kind, name)))
         return train(*arguments)
 
 

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conftest import MINI_BATCHES, Run, Train, assert_same_run, stop_after
+from crossent.blocked_classifier import BlockedClassifier
 from crossent.classifier import SoftmaxClassifier
 from crossent.losses import Binary, Brier, CrossEntropy, Focal, LogitAdjusted, Loss, OneHot
 
@@ -26,6 +28,7 @@ OPTIONS = {
     "clipping": ("trainer.gradient_clip_val=0.05",),
     "penalty": ("model.l2=0.01",),
     "accumulation": ("trainer.accumulate_grad_batches=3",),
+    "accumulation, validated in the middle": ("trainer.accumulate_grad_batches=3", "trainer.val_check_interval=7"),
     "epochs": ("trainer.max_steps=-1", "trainer.max_epochs=9"),
     "few points": ("trainer.log_every_n_steps=25",),
     "focal": ("loss=focal",),
@@ -47,13 +50,16 @@ CLOSED: dict[str, Callable[[int], Loss]] = {
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps that had been taken at each call of Lightning's."""
     found: list[int] = []
-    original = SoftmaxClassifier.training_step
 
-    def training_step(self: SoftmaxClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
-        found.append(self.trainer.global_step)
-        return original(self, batch, batch_idx)
+    def noting(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def training_step(self: SoftmaxClassifier, batch: Any, batch_idx: int) -> torch.Tensor:
+            found.append(self.trainer.global_step)
+            return original(self, batch, batch_idx)
 
-    monkeypatch.setattr(SoftmaxClassifier, "training_step", training_step)
+        return training_step
+
+    for kind in (SoftmaxClassifier, BlockedClassifier):
+        monkeypatch.setattr(kind, "training_step", noting(kind.training_step))
     return found
 
 
@@ -86,6 +92,22 @@ def test_options(rows: str, options: str, train: Train) -> None:
         assert_same(apart, train(*arguments, f"trainer.steps_per_execution={most}"))
 
 
+@pytest.mark.parametrize("options", ["checkpoints", "validation", "schedule", "clipping", "accumulation"])
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "sgd"])
+@pytest.mark.parametrize("rows", ["full", "mini-batches"])
+def test_options_of_other_optimizers(rows: str, optimizer: str, options: str, train: Train) -> None:
+    arguments = (*(FULL if rows == "full" else MINI_BATCHES), *OPTIMIZERS[optimizer], *OPTIONS[options])
+
+    assert_same(one_by_one(train, *arguments), train(*arguments))
+
+
+def test_gradients_are_accumulated_within_a_block(train: Train, calls: list[int]) -> None:
+    run = train(*MINI_BATCHES, "trainer.accumulate_grad_batches=2", "trainer.steps_per_execution=1000")
+
+    assert (run.code, run.metrics["steps"]) == (0, 60), run.err
+    assert len(calls) < 60  # of 120 batches
+
+
 def assert_same(apart: Run, together: Run) -> None:
     assert (apart.code, together.code) == (0, 0), apart.err + together.err
     assert_same_run(apart, together)
@@ -97,9 +119,10 @@ def assert_same(apart: Run, together: Run) -> None:
         assert one["loops"] == other["loops"], name
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("rows", ["full", "mini-batches"])
-def test_a_run_that_was_stopped_in_a_block_goes_on_with_the_same_bits(rows: str, train: Train) -> None:
-    arguments = FULL if rows == "full" else MINI_BATCHES
+def test_a_run_that_was_stopped_in_a_block_goes_on_with_the_same_bits(rows: str, optimizer: str, train: Train) -> None:
+    arguments = (*(FULL if rows == "full" else MINI_BATCHES), *OPTIMIZERS[optimizer])
     apart = one_by_one(train, *arguments)
 
     stopped = stop_after(23, train, *arguments)
@@ -126,7 +149,6 @@ def test_a_block_ends_where_something_is_due(train: Train, calls: list[int]) -> 
     "options",
     [
         ("optimizer=lbfgs",),
-        ("trainer.accumulate_grad_batches=2",),
         ("trainer.profiler=simple",),
         ("optimizer=custom", "optimizer._target_=torch.optim.RMSprop"),
     ],
@@ -137,6 +159,22 @@ def test_what_cannot_be_blocked_is_taken_step_by_step(options: tuple[str, ...], 
 
     assert run.code == 0, run.err
     assert len(calls) >= 10
+
+
+def test_hooks_of_optimizers_are_called(train: Train) -> None:
+    steps = 0
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+
+    hook = register_optimizer_step_post_hook(count)
+    try:
+        run = train(*FULL)
+    finally:
+        hook.remove()
+
+    assert (run.code, steps) == (0, 60)
 
 
 def test_names_the_step_in_the_middle_of_a_block(train: Train) -> None:
@@ -169,17 +207,19 @@ def test_gradients_in_closed_form_are_autograds(name: str, classes: int, weighte
     wanted = loss(features, weight, bias, targets, sample_weight).mean
 
     with torch.no_grad():
-        found = loss.differentiate(features, weight, bias, targets, sample_weight)
+        rows = loss.counting(features, targets, sample_weight, weight)
+        found = loss.mean_with_gradients(rows, weight, bias)
 
     assert found is not None
-    cost, *gradients = found
-    torch.testing.assert_close(cost.mean, wanted.detach())
+    mean, *gradients = found
+    torch.testing.assert_close(mean, wanted.detach())
     for gradient, other in zip(gradients, torch.autograd.grad(wanted, (weight, bias)), strict=True):
         torch.testing.assert_close(gradient, other)
 
 
 @pytest.mark.parametrize("loss", [Binary(), OneHot()])
 def test_other_losses_have_no_closed_form(loss: Loss) -> None:
-    outputs = loss.outputs(2)
+    weight = torch.randn(loss.outputs(2), 3)
+    rows = loss.counting(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]), None, weight)
 
-    assert loss.differentiate(torch.randn(4, 3), torch.randn(outputs, 3), None, torch.tensor([0, 1, 1, 0])) is None
+    assert loss.mean_with_gradients(rows, weight, None) is None

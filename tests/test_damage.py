@@ -12,7 +12,7 @@ import torch
 
 from conftest import MINI_BATCHES, Run, Train, assert_same_run, assert_same_state, stop_after
 from crossent import resuming, runs
-from crossent.classifier import SoftmaxClassifier
+from crossent.blocked_classifier import BlockedClassifier
 from crossent.data.loader import Batch
 
 SAVING = (
@@ -126,7 +126,7 @@ def test_without_any_whole_checkpoint_a_run_starts_at_step_0(train: Train, stopp
 def test_a_run_goes_back_for_good(train: Train, stopped: Path, whole: Run) -> None:
     """Who goes on from an earlier checkpoint leaves the later ones behind, even if he is interrupted at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("crossent.classifier.SoftmaxClassifier.training_step", crash)
+        patch.setattr("crossent.blocked_classifier.BlockedClassifier.training_step", crash)
         with pytest.raises(RuntimeError, match="a crash"):
             train("resume=run/checkpoints/step_30.ckpt")
     left, log = checkpoints(stopped), (stopped / "train.log").read_text()
@@ -175,13 +175,13 @@ def test_a_checkpoint_from_the_middle_of_a_step_is_not_gone_on_from(train: Train
 def test_generators_of_random_numbers_go_on(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss of the user's own may draw from any of them."""
     drawn: dict[int, tuple[float, float, float]] = {}
-    original = SoftmaxClassifier._differentiate
+    original = BlockedClassifier._differentiate
 
-    def drawing(self: SoftmaxClassifier, batch: Batch) -> None:
+    def drawing(self: BlockedClassifier, batch: Batch) -> None:
         drawn[self.step] = (torch.rand(()).item(), random.random(), float(np.random.random()))
         original(self, batch)
 
-    monkeypatch.setattr(SoftmaxClassifier, "_differentiate", drawing)
+    monkeypatch.setattr(BlockedClassifier, "_differentiate", drawing)
     train(*SAVING)
     expected, after = drawn.copy(), 37
     stop_after(after, train, *SAVING)
@@ -262,16 +262,16 @@ def test_the_best_checkpoint_counts_when_it_is_the_newest(train: Train) -> None:
     whole = train(*rare)
     calls = 0
 
-    def crash_later(self: SoftmaxClassifier, batch: Batch) -> None:
+    def crash_later(self: BlockedClassifier, batch: Batch) -> None:
         nonlocal calls
         calls += 1
         if calls == 30:
             crash()
         original(self, batch)
 
-    original = SoftmaxClassifier._differentiate
+    original = BlockedClassifier._differentiate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SoftmaxClassifier, "_differentiate", crash_later)
+        patch.setattr(BlockedClassifier, "_differentiate", crash_later)
         with pytest.raises(RuntimeError, match="a crash"):
             train(*rare)
     resumed = train("resume=latest")

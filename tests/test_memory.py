@@ -6,6 +6,7 @@ import pytest
 
 from conftest import Train, assert_answered_in_one_line
 from crossent import memory
+from crossent.blocked_classifier import BlockedClassifier
 from crossent.classifier import SoftmaxClassifier
 
 MANY = ("data=synthetic", "data.rows=1000", "data.features=40", "data.val_fraction=0", "trainer.max_steps=2")
@@ -16,7 +17,8 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def step(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(SoftmaxClassifier, "training_step", step)
+    for kind in (SoftmaxClassifier, BlockedClassifier):
+        monkeypatch.setattr(kind, "training_step", step)
 
 
 @pytest.mark.usefixtures("no_memory")

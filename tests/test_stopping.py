@@ -9,7 +9,7 @@ import torch
 
 from conftest import MINI_BATCHES, Train, assert_same_run, stop_after
 from crossent import stopping
-from crossent.classifier import SoftmaxClassifier
+from crossent.blocked_classifier import BlockedClassifier
 from crossent.data.loader import Batch
 from crossent.stopping import Stopped
 
@@ -36,16 +36,16 @@ class Signalled:
         self.calls = 0
 
     def __enter__(self) -> None:
-        original = getattr(SoftmaxClassifier, self.method)
+        original = getattr(BlockedClassifier, self.method)
 
-        def method(classifier: SoftmaxClassifier, *arguments: Any) -> Any:
+        def method(classifier: BlockedClassifier, *arguments: Any) -> Any:
             self.calls += 1
             if self.calls == self.call:
                 self.happen()
             return original(classifier, *arguments)
 
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(SoftmaxClassifier, self.method, method)
+        self.patch.setattr(BlockedClassifier, self.method, method)
 
     def __exit__(self, *error: object) -> None:
         self.patch.undo()
@@ -106,15 +106,15 @@ def test_a_run_that_is_terminated_does_not_wait_for_a_step_that_takes_too_long(
             time.sleep(0.01)
         raise AssertionError("nobody has stopped it")
 
-    def told_then_endless(self: SoftmaxClassifier, batch: Batch) -> None:
+    def told_then_endless(self: BlockedClassifier, batch: Batch) -> None:
         if self.step == 12:
             signal.raise_signal(signal.SIGTERM)
             endless()
         original(self, batch)
 
-    original = SoftmaxClassifier._differentiate
+    original = BlockedClassifier._differentiate
     with monkeypatch.context() as patch:
-        patch.setattr(SoftmaxClassifier, "_differentiate", told_then_endless)
+        patch.setattr(BlockedClassifier, "_differentiate", told_then_endless)
         with pytest.raises(Stopped) as stop:
             train(*arguments)
     resumed = train("resume=latest")
@@ -131,7 +131,7 @@ def test_a_second_ctrl_c_does_not_wait(train: Train, monkeypatch: pytest.MonkeyP
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("it has waited")
 
-    monkeypatch.setattr(SoftmaxClassifier, "training_step", pressed_twice)
+    monkeypatch.setattr(BlockedClassifier, "training_step", pressed_twice)
     with pytest.raises(Stopped) as stop:
         train(*MINI_BATCHES)
 

@@ -80,7 +80,7 @@ def test_batches_of_a_step_are_let_go_once_they_are_accumulated() -> None:
     weight, targets = torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 1])
     cost = Brier().configure(backend="chunked")(features, weight, None, targets)
 
-    step.add(cost, None, lambda: iter([]), 2, last=False).backward()
+    step.add(cost, None, 2, last=False).backward()
     del features, cost
 
     assert held() is None

@@ -4,10 +4,12 @@
   neither TensorBoard nor checkpoints; and, with a point a step, against that loop with TensorBoard's SummaryWriter.
 - ``epochs``: 100,000 × 64 rows of 10 classes in batches of 128, with a validation each epoch, against a loop over the
   same rows, and against a plain LightningModule with a DataLoader and ``self.log``.
+- ``ranks``: the same by two processes that share every batch, against DistributedDataParallel by hand.
 
-All in one process, in turns; medians and ratios. The time of crossent is that of ``Trainer.fit``.
+In turns; medians and ratios. The time of crossent is that of ``Trainer.fit``, and that of a loop begins when its data
+are there and, with two processes, both have met.
 
-    python scripts/bench/overhead.py [--parts notebook epochs] [--epochs 10] [--repeats 5] [--json FILE]
+    python scripts/bench/overhead.py [--parts notebook epochs ranks] [--epochs 10] [--repeats 5] [--json FILE]
 """
 
 import argparse
@@ -17,10 +19,12 @@ import json
 import logging
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,8 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 
@@ -39,7 +44,9 @@ from crossent.train import command
 from crossent.training import train
 
 STEPS = 1001
-ROWS, COLUMNS, CLASSES, BATCH = 100_000, 64, 10, 128
+ROWS, COLUMNS, CLASSES, BATCH, RANKS = 100_000, 64, 10, 128, 2
+PARTS = ("notebook", "epochs", "ranks")
+SETTINGS = (("cross_entropy", "sgd"), ("focal", "sgd"), ("cross_entropy", "adam"))
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.1),
     "adam": partial(torch.optim.Adam, lr=0.01),
@@ -97,25 +104,60 @@ def cost_of(loss: str, logits: Tensor, targets: Tensor) -> Tensor:
     return ((1 - torch.exp(-nll)) ** 2 * nll).mean()
 
 
-def by_hand(rows: tuple[Tensor, ...], loss: str, optimizer: str, epochs: int) -> float:
-    """Seconds of a loop over shuffled batches, with a validation an epoch."""
+def by_hand(
+    rows: tuple[Tensor, ...], loss: str, optimizer: str, epochs: int, *, rank: int = 0, ranks: int = 1
+) -> float:
+    """Seconds of a loop over shuffled batches, with a validation an epoch; or of a rank's part of it."""
     features, targets, val_features, val_targets = rows
-    model = torch.nn.Linear(COLUMNS, CLASSES)
+    linear = torch.nn.Linear(COLUMNS, CLASSES)
+    model = linear if ranks == 1 else DistributedDataParallel(linear)
     update = OPTIMIZERS[optimizer](model.parameters())
     started = time.perf_counter()
-    for _ in range(epochs):
-        order = torch.randperm(ROWS)
+    for epoch in range(epochs):
+        order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch))
         for begin in range(0, ROWS, BATCH):
-            some = order[begin : begin + BATCH]
+            some = order[begin + rank : begin + BATCH : ranks]
             cost = cost_of(loss, model(features[some]), targets[some])
             update.zero_grad()
             cost.backward()
             update.step()
         with torch.no_grad():
-            logits = model(val_features)
-            cost_of(loss, logits, val_targets).item()
-            (logits.argmax(1) == val_targets).float().mean().item()
+            logits = linear(val_features[rank::ranks])
+            cost = cost_of(loss, logits, val_targets[rank::ranks])
+            accuracy = (logits.argmax(1) == val_targets[rank::ranks]).float().mean()
+            if ranks > 1:
+                distributed.all_reduce(cost)
+                distributed.all_reduce(accuracy)
+            cost.item(), accuracy.item()
     return time.perf_counter() - started
+
+
+def by_hand_in_ranks(loss: str, optimizer: str, epochs: int) -> float:
+    """Seconds of the same loop by two processes, until the first has ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_rank, (folder, loss, optimizer, epochs), nprocs=RANKS)  # type: ignore[attr-defined, no-untyped-call]
+        return float((Path(folder) / "seconds").read_text())
+
+
+def _rank(rank: int, folder: str, loss: str, optimizer: str, epochs: int) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+    rows = drawn()
+    distributed.barrier()
+    seconds = by_hand(rows, loss, optimizer, epochs, rank=rank, ranks=RANKS)
+    if rank == 0:
+        (Path(folder) / "seconds").write_text(str(seconds))
+    distributed.destroy_process_group()
+
+
+def crossent_in_ranks(*overrides: str) -> float:
+    """Seconds of ``Trainer.fit`` of two processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "run"
+        command = [sys.executable, "-m", "crossent.train", *overrides, f"hydra.run.dir={directory}"]
+        subprocess.run([*command, "accelerator=ddp_cpu", f"accelerator.devices={RANKS}"], check=True, cwd=folder,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+        return float(json.loads((directory / "metrics.json").read_text())["seconds"])
 
 
 class Plain(lightning.LightningModule):
@@ -188,21 +230,28 @@ def notebook(repeats: int) -> dict[str, Any]:
     return found | {"dense": in_turns(cases, repeats, f"{STEPS} steps of the notebook's, a point each")}
 
 
-def epochs_of(epochs: int, repeats: int) -> dict[str, Any]:
-    """Mini-batches."""
-    rows = drawn()
-    found: dict[str, Any] = {}
+@contextlib.contextmanager
+def stored(rows: tuple[Tensor, ...], epochs: int) -> Iterator[tuple[str, ...]]:
+    """The overrides that train on these rows."""
     with tempfile.TemporaryDirectory() as folder:
         features, targets, val_features, val_targets = (each.numpy() for each in rows)
         np.save(f"{folder}/x.npy", np.concatenate([features, val_features]))
         np.save(f"{folder}/y.npy", np.concatenate([targets, val_targets]))
-        common = (
+        yield (
             "data=arrays", f"data.path={folder}/x.npy", f"data.target={folder}/y.npy", f"data.val_fraction={1 / 11}",
             "data.standardize=false", f"data.batch_size={BATCH}", f"trainer.max_epochs={epochs}",
-            "trainer.max_steps=-1", "trainer.val_check_interval=1.0", "trainer.log_every_n_steps=50",
+            "trainer.max_steps=-1", "trainer.val_check_interval=1.0", "trainer.check_val_every_n_epoch=1",
+            "trainer.log_every_n_steps=50",
             "callbacks.early_stopping.patience=null",
         )  # fmt: skip
-        for loss, optimizer in (("cross_entropy", "sgd"), ("focal", "sgd"), ("cross_entropy", "adam")):
+
+
+def epochs_of(epochs: int, repeats: int) -> dict[str, Any]:
+    """Mini-batches."""
+    rows = drawn()
+    found: dict[str, Any] = {}
+    with stored(rows, epochs) as common:
+        for loss, optimizer in SETTINGS:
             options = (*common, f"loss={loss}", f"optimizer={optimizer}")
             cases: dict[str, Callable[[], float]] = {
                 "by hand": partial(by_hand, rows, loss, optimizer, epochs),
@@ -215,10 +264,25 @@ def epochs_of(epochs: int, repeats: int) -> dict[str, Any]:
     return found
 
 
+def ranks_of(epochs: int, repeats: int) -> dict[str, Any]:
+    """Mini-batches that two processes share."""
+    found: dict[str, Any] = {}
+    with stored(drawn(), epochs) as common:
+        for loss, optimizer in SETTINGS:
+            options = (*common, f"loss={loss}", f"optimizer={optimizer}")
+            cases: dict[str, Callable[[], float]] = {
+                "DistributedDataParallel by hand": partial(by_hand_in_ranks, loss, optimizer, epochs),
+                "crossent": partial(crossent_in_ranks, *options),
+            }
+            title = f"{RANKS} ranks, batches of {BATCH}, {loss}, {optimizer}"
+            found[title] = in_turns(cases, repeats, title)
+    return found
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("notebook", "epochs"), default=("notebook", "epochs"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -232,6 +296,8 @@ def main() -> None:
         report |= notebook(options.repeats)
     if "epochs" in options.parts:
         report |= epochs_of(options.epochs, options.repeats)
+    if "ranks" in options.parts:
+        report |= ranks_of(options.epochs, options.repeats)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -12,7 +11,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from crossent import starting
-from crossent.blocks import Block
 from crossent.checkpoints import KEY
 from crossent.data.loader import Batch
 from crossent.divergence import DivergedError, diverged, grown
@@ -23,8 +21,6 @@ from crossent.open_step import OpenStep
 from crossent.optim import OptimizerFactory, SchedulerFactory
 from crossent.processes import together
 from crossent.processes.grid import Grid
-
-_STEPS_OF_RANKS = 64  # in a block, where ranks share the rows and nobody has said how many
 
 
 class SoftmaxClassifier(lightning.LightningModule):
@@ -41,8 +37,10 @@ class SoftmaxClassifier(lightning.LightningModule):
         l2: λ of λ/2 ‖weight‖², which is added to the mean cost; the bias is not penalised.
         record: plain values that go into every checkpoint: the configuration and the facts of the data.
         grid: how the ranks share rows and classes, where there are several.
-        takes_blocks: whether several optimiser steps may be taken in one call of Lightning's.
-        block: how many, at most; None: as many as are worth it.
+
+    Attributes:
+        trained: the parameters that the optimiser trains, by their names; known once it is there.
+        until: each tells after how many steps, from a step on, something is due that happens between Lightning's calls.
     """
 
     def __init__(
@@ -55,8 +53,6 @@ class SoftmaxClassifier(lightning.LightningModule):
         l2: float = 0.0,
         record: Mapping[str, Any] | None = None,
         grid: Grid | None = None,
-        takes_blocks: bool = False,
-        block: int | None = None,
     ) -> None:
         super().__init__()
         self.head = head
@@ -67,11 +63,8 @@ class SoftmaxClassifier(lightning.LightningModule):
         self._record = dict(record or {})
         self.grid = grid or Grid()
         self.open_step = OpenStep(self._check_step, self._regularize, self.grid)
-        #: Each tells after how many steps, from a step on, something is due that happens between Lightning's calls.
         self.until: list[Callable[[int], int]] = []
-        self._takes_blocks = takes_blocks
-        self._most = block
-        self._block: Block | None = None  # under way
+        self.trained: dict[str, torch.nn.Parameter] = {}
         self._loaded_steps: int | None = None
         self._first_bad: tuple[Batch, str] | None = None  # validation batch, whose cost is no number
         self.evaluation = Evaluation(head.shard.of, loss.ignore_index, shard=head.shard, group=self.grid.of_my_classes)
@@ -83,9 +76,9 @@ class SoftmaxClassifier(lightning.LightningModule):
 
     @property
     def step(self) -> int:
-        """The index of the optimiser step under way; Lightning's ``global_step`` is that of a block's first one."""
+        """The index of the optimiser step under way."""
         taken: int = self.trainer.global_step
-        return taken if self._block is None else taken + self._block.ahead
+        return taken
 
     def configure_model(self) -> None:
         """Does nothing: the head is there, and has the weights of this rank's classes alone.
@@ -100,6 +93,10 @@ class SoftmaxClassifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, and the schedule where there is one, stepped after every optimiser step."""
+        # Noted here, since to look for them among the metrics' modules takes longer than a small step.
+        self.trained = {name: each for name, each in self.named_parameters() if each.requires_grad}
+        self.open_step.parameters = list(self.trained.values())
+        self.open_step.sharded = list(self.head.sharded.values())
         optimizer = self._optimizer(self.parameters())
         scheduler = self._scheduler(optimizer, self.trainer.estimated_stepping_batches)
         if scheduler is None:
@@ -112,9 +109,7 @@ class SoftmaxClassifier(lightning.LightningModule):
         Batches whose gradients are accumulated for one step weigh as much as their rows do, so that the step is that
         of one large batch, also where the batches differ in size or there are fewer of them at the end of an epoch.
         """
-        self.open_step.place = batch, batch_idx
-        if self._takes_blocks:  # the step is taken by `optimizer_step`; Lightning wants something to go back from
-            return self.head.weight.new_zeros((), requires_grad=True)
+        self.open_step.batch = batch
         accumulated: int = self.trainer.accumulate_grad_batches
         last = accumulated == 1 or not self.trainer.fit_loop._should_accumulate()
         cost = self._cost(batch)
@@ -122,77 +117,19 @@ class SoftmaxClassifier(lightning.LightningModule):
             return cost.mean * self.open_step.share(cost, self._penalty(), batch.global_rows, accumulated)
         if self.open_step.is_first and not math.isfinite(cost.mean.item()):
             raise self._diverged(f"the cost is {cost.mean.item()}")
-        return self.open_step.add(cost, self._penalty(), self.parameters, accumulated, last=last)
+        return self.open_step.add(cost, self._penalty(), accumulated, last=last)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         """Takes the step and records its cost, ahead of any callback that may write a checkpoint of it."""
         assert optimizer_closure is not None
-        if self._takes_blocks:
-            optimizer_closure()
-            self._take_block(optimizer.optimizer)
-            return
         taken: int = self.trainer.global_step
-        self.open_step.evaluate, self.open_step.parameters = optimizer_closure, list(self.parameters())
-        self.open_step.sharded = list(self.head.sharded.values())
+        self.open_step.evaluate = optimizer_closure
         super().optimizer_step(epoch, batch_idx, optimizer, self.open_step)
         self._close_step(taken)
         if self._is_last(taken):
             self._end()
-
-    def _take_block(self, optimizer: torch.optim.Optimizer) -> None:
-        """Takes the step that Lightning has called for, and those behind it that need not wait for its next call."""
-        assert self.open_step.place is not None
-        first, index = self.open_step.place
-        taken: int = self.trainer.global_step
-        most, wishes = self._most, lambda: any(self.open_step.wishes())
-        if together.ranks() > 1:  # which have to agree, and have clocks of their own
-            most, wishes = most or _STEPS_OF_RANKS, lambda: any(self.open_step.granted)
-        block = self._block = Block(self.trainer, most, self.until, wishes)
-        clip, how = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
-        self.open_step.parameters = list(self.parameters())
-        try:
-            for step, batch in enumerate(block.batches(first), start=taken):
-                self.open_step.place = batch, index + block.passed
-                self.open_step.evaluate = partial(self._differentiate, batch)
-                self.open_step()
-                if clip:
-                    self.configure_gradient_clipping(optimizer, clip, how)
-                optimizer.step()
-                self._close_step(step)
-        finally:
-            block.settle()
-            self._block = None
-        if self._is_last(step):
-            self._end()
-
-    def _differentiate(self, batch: Batch) -> None:
-        """Finds the cost of a batch and its gradients, in closed form where the loss has one."""
-        head, parameters = self.head, self.open_step.parameters
-        arguments = self._features(batch), head.weight, head.output_bias, batch.targets, batch.weights
-        with torch.no_grad():
-            found = self.loss.differentiate(*arguments)
-        cost: Cost = self.loss(*arguments) if found is None else found[0]
-        penalty, share = self._penalty(), None
-        if together.ranks() > 1:
-            share = self.open_step.share(cost, penalty, batch.global_rows, 1)
-        elif not math.isfinite(cost.mean.item()):
-            raise self._diverged(f"the cost is {cost.mean.item()}")
-        else:
-            objective = self.open_step.add(cost, penalty, self.parameters, 1, last=True)
-        if found is None:
-            for parameter in parameters:
-                parameter.grad = None
-            (objective if share is None else cost.mean * share).backward()
-            return
-        _, by_weight, by_bias = found
-        head.weight.grad = by_weight if share is None else by_weight.mul_(share)
-        if head.bias is not None and by_bias is not None:
-            by_bias = by_bias if share is None else by_bias.mul_(share)
-            head.bias.grad = by_bias.sum().view(1) if head.has_shared_bias else by_bias
-        if share is None:  # else that comes once the ranks' gradients are added up
-            self._regularize()
 
     def _close_step(self, taken: int) -> None:
         """Records the cost of the step that has been taken, ahead of any callback that may write a checkpoint of it."""
@@ -257,15 +194,16 @@ class SoftmaxClassifier(lightning.LightningModule):
 
         The gradient is looked at on the CPU alone: elsewhere the answer would have to be waited for, and scaled
         gradients may be infinite. Nor is it where classes are split, since all ranks have to stop at once: there the
-        next cost tells, or the look at the weights before they are stored.
+        next cost tells, or the look at the weights before they are stored. A bias has a gradient that is not finite
+        where the weight has, and is not looked at.
         """
         if not math.isfinite(self.open_step.shared_cost):
             raise self._diverged(f"the cost is {self.open_step.shared_cost}")
-        if self.head.sharded:
+        if self.open_step.sharded:
             return
-        for name, parameter in self.named_parameters():
-            gradient = parameter.grad
-            if gradient is None or gradient.device.type != "cpu" or math.isfinite(gradient.sum(dtype=torch.float64)):
+        for name, parameter in self.trained.items():
+            gradient = None if name == "head.bias" else parameter.grad
+            if gradient is None or not gradient.is_cpu or math.isfinite(gradient.sum().item()):
                 continue
             if not gradient.isfinite().all():  # and not only a sum that is too large
                 raise self._diverged(f"the gradient of {name} is not finite")
@@ -309,10 +247,8 @@ class SoftmaxClassifier(lightning.LightningModule):
         return lr
 
     def _diverged(self, what: str) -> DivergedError:
-        assert self.open_step.place is not None
-        if self._block is not None:
-            self._block.settle()
-        batch, index = self.open_step.place
+        batch, index = self.open_step.batch, self.trainer.fit_loop.epoch_loop.batch_idx
+        assert batch is not None
         place = f"step {self.trainer.global_step} (batch {index} of epoch {self.trainer.current_epoch})"
         return diverged(what, place, self.head, self.loss, batch, self._lr())
 

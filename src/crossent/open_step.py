@@ -1,7 +1,7 @@
 """The optimiser step under way, which may take several batches, several evaluations and several ranks."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,10 +29,10 @@ class OpenStep:
 
     Attributes:
         evaluate: the optimiser's closure, which finds cost and gradient.
-        parameters: whose gradients those are.
+        parameters: whose gradients those are; with several batches, they hold what the earlier ones have added.
         sharded: those of them of which other ranks have the parts of other classes.
         is_first: whether the next evaluation is the step's first one.
-        place: the batch that was evaluated last, and its index in the epoch; None between steps.
+        batch: that was evaluated last; None between steps.
         wishes: what this rank wants done after the step; asked at every evaluation that ranks share.
         granted: of these, what any rank wants, so that all of them do it.
         shared_cost: the mean cost a row over all ranks, of the evaluation before; 0 where there are no others.
@@ -48,12 +48,13 @@ class OpenStep:
         self.parameters: Sequence[nn.Parameter] = ()
         self.sharded: Sequence[nn.Parameter] = ()
         self.is_first = True
-        self.place: tuple[Batch, int] | None = None
+        self.batch: Batch | None = None
         self.wishes: Callable[[], Sequence[bool]] = tuple
         self.granted: tuple[bool, ...] = ()
         self.shared_cost = 0.0
         self._costs: list[Cost] = []
         self._penalty: Tensor | None = None
+        self._has_shares = False
         self._assumed = 0.0
         self._first: tuple[float, Tensor | None] | None = None  # the cost and the penalty before the update
         self._warned = False
@@ -62,7 +63,7 @@ class OpenStep:
         if self._grid.class_ranks is not None:
             self._grid.class_ranks.wishes = self.wishes
         result = self.evaluate()
-        if together.ranks() > 1:
+        if self._has_shares:
             result = self._add_up()
         if self.is_first:
             self._check()
@@ -73,7 +74,6 @@ class OpenStep:
         self,
         cost: Cost,
         penalty: Tensor | None,
-        parameters: Callable[[], Iterator[nn.Parameter]],
         batches: int,
         *,
         last: bool,
@@ -86,12 +86,11 @@ class OpenStep:
         Args:
             cost: of the batch.
             penalty: a scalar that belongs to the step, once.
-            parameters: whose gradients hold what the earlier batches of the step have added.
             batches: that a full step has.
             last: whether the batch is the step's last one.
         """
         if self.is_first:
-            self._costs.append(Cost(cost.mean.detach(), cost.weight))  # not the graph, which holds the batch
+            self._costs.append(_apart(cost))
             self._penalty = None if penalty is None else penalty.detach()
         if batches == 1:
             return cost.mean if penalty is None else cost.mean + penalty
@@ -100,7 +99,7 @@ class OpenStep:
             return cost.mean * (float(cost.weight) / assumed)
         total = self._nonzero(sum(float(cost.weight) for cost in self._costs))
         if total != assumed * batches:
-            for parameter in parameters():
+            for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(assumed * batches / total)
         own = cost.mean * (float(cost.weight) / total)
@@ -108,6 +107,9 @@ class OpenStep:
 
     def share(self, cost: Cost, penalty: Tensor | None, rows: int, batches: int) -> Tensor | float:
         """Takes in the cost of this rank's rows of a batch, and returns what to multiply its mean by, and its gradient.
+
+        One process with several batches may take this way as well as `add`, and then has no other pass over gradients
+        than the last one.
 
         The sum over ranks and batches of the products is the step's cost, but for a factor: the weight of all rows,
         which nobody knows yet, counts as the number of the first batch's rows. The penalty, of which every rank knows
@@ -121,8 +123,9 @@ class OpenStep:
         """
         if not self.is_first:
             self._costs.clear()  # evaluated again, at other weights
-        self._costs.append(Cost(cost.mean.detach(), cost.weight))
+        self._costs.append(_apart(cost))
         self._penalty = None if penalty is None else penalty.detach()
+        self._has_shares = True
         self._assumed = self._assumed or float(rows)
         return cost.weight * batches / self._assumed
 
@@ -189,7 +192,8 @@ class OpenStep:
         """Makes ready for the next step."""
         self._costs.clear()
         self.is_first = True
-        self.place = None
+        self.batch = None
+        self._has_shares = False
         self._assumed = 0.0
 
     def _nonzero(self, weight: float) -> float:
@@ -200,3 +204,8 @@ class OpenStep:
             )
             self._warned = True
         return weight or 1.0
+
+
+def _apart(cost: Cost) -> Cost:
+    """The cost without the graph, which holds the batch."""
+    return Cost(cost.mean.detach(), cost.weight) if cost.mean.requires_grad else cost

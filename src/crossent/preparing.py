@@ -10,6 +10,7 @@ import lightning.pytorch as lightning
 import torch
 
 from crossent import config, losses, memory, optim, trainer
+from crossent.blocked_classifier import BlockedClassifier
 from crossent.blocks import takes_blocks
 from crossent.classifier import SoftmaxClassifier
 from crossent.data.building import build
@@ -114,6 +115,9 @@ def _build(
     if isinstance(chosen.optimizer, config.NewtonCg):
         _check_convex(loss, chosen.loss, outputs)
         kind = partial(SolvedClassifier, l2_path=model.l2_path)
+    elif takes_blocks(chosen, world):
+        most = chosen.trainer.steps_per_execution
+        kind = partial(BlockedClassifier, most=None if most == "auto" else most)
     classifier = kind(
         head,
         loss,
@@ -122,8 +126,6 @@ def _build(
         l2=model.l2,
         record={"config": plain, "data": module.facts.to_plain()},
         grid=grid,
-        takes_blocks=takes_blocks(chosen, world),
-        block=None if chosen.trainer.steps_per_execution == "auto" else chosen.trainer.steps_per_execution,
     )
     if chosen.accelerator.precision == "64-true":
         classifier.double()  # Lightning would only do so after it has loaded a checkpoint, and so round its weights

@@ -98,9 +98,7 @@ def mean_with_gradients(
         logarithms = torch.log_softmax(logits, dim)
         mean = F.nll_loss(logarithms if dim else logarithms.t(), targets)
         share = 1 / targets.shape[0]
-        slopes = logarithms.exp_().mul_(share)
-        index = targets.unsqueeze(dim)
-        slopes.scatter_add_(dim, index, slopes.new_full((1, 1), -share).expand_as(index))
+        slopes = logarithms.exp_().mul_(share).scatter_(dim, targets.unsqueeze(dim), -share, reduce="add")
     else:
         class_share = loss.class_share(logits)
         statistics = take(logits, targets, dim, reads, class_share)

@@ -109,7 +109,8 @@ class Loss(nn.Module, ABC):
     @property
     def learns(self) -> bool:
         """Whether the loss has parameters of its own to train."""
-        return any(parameter.requires_grad for parameter in self.parameters())
+        holds = bool(self._parameters or self._modules)  # to go through what is not there takes longer than this
+        return holds and any(parameter.requires_grad for parameter in self.parameters())
 
     def outputs(self, classes: int) -> int:
         """How many outputs the head has for so many classes: one each, unless the loss says otherwise."""
@@ -139,7 +140,7 @@ class Loss(nn.Module, ABC):
         Raises:
             ValueError: one class, targets that are no class, features that are no numbers, or shapes that do not fit.
         """
-        rows = self._counting(features, targets, sample_weight, self._all_classes(weight))
+        rows = self.counting(features, targets, sample_weight, weight)
         if not rows.targets.shape[0]:
             return Cost(F.linear(rows.features, weight, bias).float().sum(), 0.0)  # 0, and so are its gradients
         mean = self.mean(rows, weight, bias)
@@ -147,97 +148,19 @@ class Loss(nn.Module, ABC):
             _refuse_nan(features, targets != self.ignore_index)
         return Cost(mean, rows.total)
 
-    def differentiate(
-        self,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        sample_weight: Tensor | None = None,
-    ) -> tuple[Cost, Tensor, Tensor | None] | None:
-        """The mean cost of the rows, and its gradients by weight and bias, without autograd.
-
-        None where there is no closed form for it, or where that gains nothing; `forward` and autograd find the same.
+    def counting(self, features: Tensor, targets: Tensor, sample_weight: Tensor | None, weight: Tensor) -> Rows:
+        """The rows that are not ignored, after a look at whether they can be right.
 
         Args:
-            features: (rows, features).
-            weight: (outputs, features).
-            bias: (outputs,), or None.
+            features: (rows, features), or the outputs, (rows, outputs), in their place.
             targets: (rows,), integers from 0 to classes - 1, or ``ignore_index``.
-            sample_weight: (rows,), multiplies a row's cost and its share of the mean's denominator.
-        """
-        rows = self._counting(features, targets, sample_weight, self._all_classes(weight))
-        found = self.mean_with_gradients(rows, weight, bias) if rows.targets.shape[0] else None
-        if found is None:
-            return None
-        mean, by_weight, by_bias = found
-        if mean.is_cpu and isnan(mean.item()):
-            _refuse_nan(features, targets != self.ignore_index)
-        return Cost(mean, rows.total), by_weight, by_bias
-
-    def mean_with_gradients(
-        self, rows: Rows, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """The weighted mean of the rows' costs and its gradients by weight and bias; None, unless the loss says it."""
-        return None
-
-    def with_outputs(
-        self,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        sample_weight: Tensor | None = None,
-    ) -> tuple[Cost, Tensor]:
-        """The mean cost of the rows, and the head's outputs, (rows, outputs), to evaluate with; no gradients.
-
-        Where a loss depends on plain logits, these are computed once, and all of them are held.
-
-        Args:
-            features: (rows, features).
+            sample_weight: (rows,), or None.
             weight: (outputs, features).
-            bias: (outputs,), or None.
-            targets: (rows,), integers from 0 to classes - 1, or ``ignore_index``.
-            sample_weight: (rows,), multiplies a row's cost and its share of the mean's denominator.
+
+        Raises:
+            ValueError: one class, targets that are no class, or shapes that do not fit.
         """
-        outputs = F.linear(features, weight, bias)
-        narrow = torch.is_autocast_enabled(features.device.type) or weight.dtype.itemsize < 4
-        if narrow:  # the loss takes care of which part of it is computed in 16 bits
-            return self(features, weight, bias, targets, sample_weight), outputs
-        with torch.no_grad():
-            rows = self._counting(outputs, targets, sample_weight, self._all_classes(weight))
-            if not rows.targets.shape[0]:
-                return Cost(outputs.new_zeros(()), 0.0), outputs
-            mean = self.mean_of_outputs(rows, weight)
-        if mean is None:
-            return self(features, weight, bias, targets, sample_weight), outputs
-        return Cost(mean, rows.total), outputs
-
-    def mean_of_outputs(self, rows: Rows, weight: Tensor) -> Tensor | None:
-        """The weighted mean of the costs of rows whose ``features`` are the head's outputs already, (rows, outputs).
-
-        None, unless the loss says otherwise: it makes something else of features and weight than their product.
-
-        Args:
-            rows: at least one.
-            weight: (outputs, features), of which the outputs are.
-        """
-        return None
-
-    @abstractmethod
-    def mean(self, rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The weighted mean of the costs of the rows, at least one, a scalar; `Loss.forward` tells the shapes."""
-
-    def _all_classes(self, weight: Tensor) -> int:
-        """How many classes there are, the weight's and those that are elsewhere."""
-        if self.shard is None:
-            return self.classes(weight.shape[0])
-        if weight.shape[0] != self.shard.classes:
-            raise ValueError(f"weight is of {weight.shape[0]} classes, and {self.shard.classes} are here")
-        return self.shard.of
-
-    def _counting(self, features: Tensor, targets: Tensor, sample_weight: Tensor | None, classes: int) -> Rows:
-        """The rows that are not ignored, after a look at whether they can be right."""
+        classes = self._all_classes(weight)
         if features.ndim != 2 or targets.shape != features.shape[:1]:
             raise ValueError(
                 f"features have the shape {tuple(features.shape)} and targets {tuple(targets.shape)}; "
@@ -270,6 +193,75 @@ class Loss(nn.Module, ABC):
         if sample_weight is not None:
             sample_weight = sample_weight.to(torch.promote_types(features.dtype, torch.float32))
         return Rows(features, targets, sample_weight, class_weight)
+
+    def mean_with_gradients(
+        self, rows: Rows, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """The weighted mean of the rows' costs and its gradients by weight and bias, without autograd.
+
+        None where there is no closed form for it, or where that gains nothing; `mean` and autograd find the same.
+
+        Args:
+            rows: at least one.
+            weight: (outputs, features).
+            bias: (outputs,), or None.
+        """
+        return None
+
+    def with_outputs(
+        self,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        sample_weight: Tensor | None = None,
+    ) -> tuple[Cost, Tensor]:
+        """The mean cost of the rows, and the head's outputs, (rows, outputs), to evaluate with; no gradients.
+
+        Where a loss depends on plain logits, these are computed once, and all of them are held.
+
+        Args:
+            features: (rows, features).
+            weight: (outputs, features).
+            bias: (outputs,), or None.
+            targets: (rows,), integers from 0 to classes - 1, or ``ignore_index``.
+            sample_weight: (rows,), multiplies a row's cost and its share of the mean's denominator.
+        """
+        outputs = F.linear(features, weight, bias)
+        narrow = torch.is_autocast_enabled(features.device.type) or weight.dtype.itemsize < 4
+        if narrow:  # the loss takes care of which part of it is computed in 16 bits
+            return self(features, weight, bias, targets, sample_weight), outputs
+        with torch.no_grad():
+            rows = self.counting(outputs, targets, sample_weight, weight)
+            if not rows.targets.shape[0]:
+                return Cost(outputs.new_zeros(()), 0.0), outputs
+            mean = self.mean_of_outputs(rows, weight)
+        if mean is None:
+            return self(features, weight, bias, targets, sample_weight), outputs
+        return Cost(mean, rows.total), outputs
+
+    def mean_of_outputs(self, rows: Rows, weight: Tensor) -> Tensor | None:
+        """The weighted mean of the costs of rows whose ``features`` are the head's outputs already, (rows, outputs).
+
+        None, unless the loss says otherwise: it makes something else of features and weight than their product.
+
+        Args:
+            rows: at least one.
+            weight: (outputs, features), of which the outputs are.
+        """
+        return None
+
+    @abstractmethod
+    def mean(self, rows: Rows, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The weighted mean of the costs of the rows, at least one, a scalar; `Loss.forward` tells the shapes."""
+
+    def _all_classes(self, weight: Tensor) -> int:
+        """How many classes there are, the weight's and those that are elsewhere."""
+        if self.shard is None:
+            return self.classes(weight.shape[0])
+        if weight.shape[0] != self.shard.classes:
+            raise ValueError(f"weight is of {weight.shape[0]} classes, and {self.shard.classes} are here")
+        return self.shard.of
 
 
 class LogitLoss(Loss):

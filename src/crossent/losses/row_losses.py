@@ -99,7 +99,8 @@ class RowLoss(Loss):
             leaves = [each if each is UNREAD else each.requires_grad_() for each in row]
             costs = self.cost_of(Statistics(*leaves), rows)
             read = [leaf for leaf in leaves if leaf is not UNREAD]
-            found = iter(torch.autograd.grad(costs.sum(), read, allow_unused=True) if costs.requires_grad else ())
+            ones = torch.ones_like(costs)  # one node of autograd's fewer than by way of their sum
+            found = iter(torch.autograd.grad(costs, read, ones, allow_unused=True) if costs.requires_grad else ())
         return costs.detach(), Slopes(*(None if leaf is UNREAD else next(found, None) for leaf in leaves))
 
     def reading(self, logits: Tensor) -> Reading:

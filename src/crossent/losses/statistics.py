@@ -129,20 +129,20 @@ def go_back(
     """
     shard = shard or ClassShard.whole(out.shape[1])
     nll, mean, squares, logsumexp = (None if slope is None else slope.unsqueeze(1) for slope in slopes)
-    common = torch.zeros_like(statistics.nll).unsqueeze(1)  # what p is multiplied by
-    if nll is not None:
-        common += nll
+    parts = [each for each in (nll, logsumexp) if each is not None]  # of what p is multiplied by
     if mean is not None:
-        common += mean if class_share is None else mean * class_share.sum()
-    if logsumexp is not None:
-        common += logsumexp
-    factor = 1 if scale is None else scale.unsqueeze(1)
+        parts.append(mean if class_share is None else mean * class_share.sum())
+    if squares is not None:
+        parts.append(-2 * squares * statistics.squared_probabilities.unsqueeze(1))
+    common = sum(parts[1:], parts[0]) if parts else torch.zeros_like(statistics.nll).unsqueeze(1)
+    if scale is not None:
+        common = common * scale.unsqueeze(1)
     if squares is None:
-        torch.mul(softmax, common * factor, out=out)
+        torch.mul(softmax, common, out=out)
     else:
-        common -= 2 * squares * statistics.squared_probabilities.unsqueeze(1)
-        inner = torch.mul(softmax, 2 * squares * factor**2, out=out if spare is None else spare)
-        torch.mul(inner.add_(common * factor), softmax, out=out)
+        squares = 2 * squares if scale is None else 2 * squares * scale.unsqueeze(1) ** 2
+        inner = torch.mul(softmax, squares, out=out if spare is None else spare)
+        torch.mul(inner.add_(common), softmax, out=out)
     if mean is not None and class_share is None:
         out -= mean / shard.of
     elif mean is not None and class_share is not None:

@@ -1,16 +1,19 @@
 """Optimisers and learning-rate schedules, by the names that the configuration takes."""
 
+import inspect
 from collections.abc import Callable, Iterable
+from types import MethodType
+from typing import Any
 
 from torch.nn import Parameter
-from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from crossent import config
 from crossent.custom import make
 from crossent.solvers import NewtonCG
 
-__all__ = ["OptimizerFactory", "SchedulerFactory", "build_optimizer", "build_scheduler", "is_elementwise"]
+__all__ = ["OptimizerFactory", "SchedulerFactory", "bare_step", "build_optimizer", "build_scheduler", "is_elementwise"]
 
 #: Makes an optimiser of parameters.
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
@@ -70,6 +73,23 @@ def is_elementwise(optimizer: Optimizer) -> bool:
     if type(optimizer).__module__.startswith("torch.optim"):
         return type(optimizer).__name__ not in ("LBFGS", "Muon", "Adafactor")
     return getattr(optimizer, "elementwise", False) is True
+
+
+def bare_step(of: Optimizer) -> Callable[[], Any]:
+    """The step of an optimiser of PyTorch's without what it is wrapped in, which takes longer than a small step itself.
+
+    That is what a profiler sees of it, and hooks. Where there are some, or a schedule has put its own method in the
+    place, it is the method as it stands. To be called with autograd switched off.
+    """
+    hooks = (
+        of._optimizer_step_pre_hooks,
+        of._optimizer_step_post_hooks,
+        optimizer._global_optimizer_pre_hooks,
+        optimizer._global_optimizer_post_hooks,
+    )
+    if any(hooks) or "step" in vars(of):
+        return of.step
+    return MethodType(inspect.unwrap(type(of).step), of)
 
 
 def build_scheduler(chosen: config.AnyScheduler, optimizer: Optimizer, steps: int | float) -> LRScheduler | None:
