@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from crossent import cli
 from crossent.blocked_classifier import BlockedClassifier
+from crossent.callbacks.figures import Figures
 from crossent.classifier import SoftmaxClassifier
 from crossent.evaluate import command as evaluate_command
 from crossent.predict import command as predict_command
@@ -275,6 +276,18 @@ def _on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes that are started
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.fixture
+def figures() -> None:
+    """Has runs draw their pictures."""
+
+
+@pytest.fixture(autouse=True)
+def _without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has runs in this process draw no pictures where a test does not ask for them: they take longer than most runs."""
+    if "figures" not in request.fixturenames:
+        monkeypatch.setattr(Figures, "draw", lambda self: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,9 +31,10 @@ def test_a_process_prints_a_short_account_and_nothing_twice(command: Command, wo
     names = ["cost", "accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece"]
     assert [line.split()[0] for line in lines[19:27]] == names
     assert len(lines[19].split()) == 4
-    assert lines[27].split() == ["at", "step", "190", "200", "200"]
-    assert lines[28] == "curves: tensorboard --logdir logs"
-    assert len(lines) == len(set(lines)) == 29
+    assert [line.split()[0] for line in lines[27:30]] == ["gradient_norm", "weight_norm", "lr"]
+    assert lines[30].split() == ["at", "step", "190", "200", "200"]
+    assert lines[31] == "curves: tensorboard --logdir logs/train"
+    assert len(lines) == len(set(lines)) == 32
     log = next(workplace.glob("logs/train/*/*/train.log")).read_text()
     assert all(line in log for line in lines)
 

@@ -45,7 +45,8 @@ def test_run_directory_holds_what_the_contract_names(train: Train, workplace: Pa
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", day)
     assert re.fullmatch(r"\d\d-\d\d-\d\d_[0-9a-f]{6}", name)
     metrics = ["cost", "accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece"]
-    assert set(run.curves) == {"train/cost", *(f"{split}/{name}" for split in ("val", "test") for name in metrics)}
+    of_steps = {f"train/{name}" for name in ("cost", "accuracy", "gradient_norm", "weight_norm", "lr")}
+    assert set(run.curves) == of_steps | {f"{split}/{name}" for split in ("val", "test") for name in metrics}
     assert yaml.safe_load((run.directory / "config.yaml").read_text())["data"]["test_fraction"] == 0.2
 
 

@@ -74,6 +74,7 @@ class BlockedClassifier(SoftmaxClassifier):
         try:
             with torch.no_grad():
                 for step, batches in enumerate(block.steps(last), start=taken):
+                    self._details.begin_step(step)
                     self.open_step.evaluate = partial(self._evaluate_step, batches)
                     self.open_step()
                     if clip:

@@ -63,11 +63,14 @@ class Block:
         self._repeats = trainer.num_training_batches == 1 and isinstance(loader, TrainLoader) and loader.is_one_batch
         self._is_wanted = is_wanted
         self._ends_at = None if most else time.monotonic() + _SECONDS
-        # Batches of the epoch, the one under way included; Lightning resumes from the end of an epoch within that one.
-        self._until_end = _MANY if self._repeats else int(trainer.num_training_batches) - self._loop.batch_idx
+        # Batches of the epoch, the one under way included. Lightning resumes from the end of an epoch within that one,
+        # and from there on its epochs begin after the loader's.
+        left = int(trainer.num_training_batches) - self._loop.batch_idx
+        served_after = loader.left if isinstance(loader, TrainLoader) else left
+        self._until_end = _MANY if self._repeats else min(left, 1 + served_after)
         self._until_val = self._batches_until_val()
-        left = [most or _MANY, self._steps_until_end(), *(each(trainer.global_step) for each in until)]
-        shortest = float(max(1, min(left)))
+        limits = [most or _MANY, self._steps_until_end(), *(each(trainer.global_step) for each in until)]
+        shortest = float(max(1, min(limits)))
         self._most = int(-together.largest(-shortest)[0])  # of all ranks, which have to take the same steps
         self._taken = self._passed = 1  # steps and batches, with those under way
         self._settled = self._settled_batches = 1  # of these, Lightning counts the first itself

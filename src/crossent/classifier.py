@@ -13,6 +13,7 @@ from torch import Tensor
 from crossent import starting
 from crossent.checkpoints import KEY
 from crossent.data.loader import Batch
+from crossent.details import Details
 from crossent.divergence import DivergedError, diverged, grown
 from crossent.head import Head, of_all_classes
 from crossent.losses import Cost, Loss
@@ -41,6 +42,8 @@ class SoftmaxClassifier(lightning.LightningModule):
     Attributes:
         trained: the parameters that the optimiser trains, by their names; known once it is there.
         until: each tells after how many steps, from a step on, something is due that happens between Lightning's calls.
+        after_point: each is told how many steps have ended when the last of them has a point in the curves; that may be
+            in the middle of a call of Lightning's.
     """
 
     def __init__(
@@ -62,8 +65,12 @@ class SoftmaxClassifier(lightning.LightningModule):
         self._scheduler = scheduler
         self._record = dict(record or {})
         self.grid = grid or Grid()
-        self.open_step = OpenStep(self._check_step, self._regularize, self.grid)
+        self.open_step = OpenStep(self._look_at_step, self._regularize, self.grid)
+        self._details = Details(head, self.grid, loss.ignore_index)
+        self._found: dict[str, float] = {}  # details of the step under way
+        self._every = 0  # steps from one point to the next; 0 in Lightning's barebones mode: there are none
         self.until: list[Callable[[int], int]] = []
+        self.after_point: list[Callable[[int], object]] = []
         self.trained: dict[str, torch.nn.Parameter] = {}
         self._loaded_steps: int | None = None
         self._first_bad: tuple[Batch, str] | None = None  # validation batch, whose cost is no number
@@ -125,6 +132,7 @@ class SoftmaxClassifier(lightning.LightningModule):
         """Takes the step and records its cost, ahead of any callback that may write a checkpoint of it."""
         assert optimizer_closure is not None
         taken: int = self.trainer.global_step
+        self._details.begin_step(taken)
         self.open_step.evaluate = optimizer_closure
         super().optimizer_step(epoch, batch_idx, optimizer, self.open_step)
         self._close_step(taken)
@@ -133,13 +141,17 @@ class SoftmaxClassifier(lightning.LightningModule):
 
     def _close_step(self, taken: int) -> None:
         """Records the cost of the step that has been taken, ahead of any callback that may write a checkpoint of it."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
-        if every and taken % every == 0:  # 0 in Lightning's barebones mode
-            self.record_metrics("train", taken, self.open_step.metrics())
+        if self._every and taken % self._every == 0:
+            self.record_metrics("train", taken, self.open_step.metrics() | self._found)
+            self._found = {}
+            for tell in self.after_point:
+                tell(taken + 1)
         self.open_step.clear()
 
     def on_train_start(self) -> None:
         """From here on the trainer counts the updates, with which a temperature no longer fits."""
+        self._every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
+        self._details.begin(self._every, self.trainer.max_steps)
         self._loaded_steps = None
         self.evaluation.temperature = None
 
@@ -189,6 +201,20 @@ class SoftmaxClassifier(lightning.LightningModule):
         else:
             super().__setattr__(name, value)
 
+    def _look_at_step(self) -> None:
+        """Looks at cost and gradient of a step, before the update."""
+        self._check_step()
+        if self._details.are_due:
+            self._find_details()
+
+    def _find_details(self) -> None:
+        batch = self.open_step.batch
+        assert batch is not None
+        found = self._details.find(batch, self._features(batch), self.open_step.parameters)
+        found["gradient_norm"] /= self._gradient_scale
+        lr = self._lr()
+        self._found = found if lr is None else found | {"lr": lr}
+
     def _check_step(self) -> None:
         """Stops before an update that would make the weights NaN, which tell no more what has happened.
 
@@ -227,20 +253,14 @@ class SoftmaxClassifier(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Keeps the gradient of all classes from being too long, also where each rank has its part of it."""
-        classes = self.grid.class_ranks
-        if classes is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+        is_whole = self.grid.class_ranks is None
+        if is_whole or not gradient_clip_val or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        sharded = {id(parameter) for parameter in self.head.sharded.values()}
-        squares = self.head.weight.new_zeros(2, dtype=torch.float64)  # of this rank's part, and of what all have
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float64)
-                squares[int(id(parameter) not in sharded)] += norm.square()
-        shared = squares[1].clone()
-        classes.total(squares)
-        norm = (squares[0] + shared).sqrt().to(torch.promote_types(self.head.weight.dtype, torch.float32))
-        torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
+        parameters = [each for group in optimizer.param_groups for each in group["params"]]
+        (norm,) = self._details.norms([(each, each.grad) for each in parameters if each.grad is not None])
+        found = torch.tensor(norm, dtype=torch.promote_types(self.head.weight.dtype, torch.float32))
+        torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, found.to(self.head.weight.device))
 
     def _lr(self) -> float | None:
         lr: float | None = self.trainer.optimizers[0].param_groups[0].get("lr")
@@ -281,11 +301,14 @@ class SoftmaxClassifier(lightning.LightningModule):
 
     def _regularize(self) -> None:
         """Adds the penalty's gradient, where the objective to differentiate had none of it."""
-        gradient = self.head.weight.grad
-        if self.l2 and gradient is not None:
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            scale = 1.0 if scaler is None else scaler.get_scale()  # of a run in 16 bits
-            gradient.add_(self.head.weight.detach(), alpha=self.l2 * scale)
+        if self.l2 and (gradient := self.head.weight.grad) is not None:
+            gradient.add_(self.head.weight.detach(), alpha=self.l2 * self._gradient_scale)
+
+    @property
+    def _gradient_scale(self) -> float:
+        """What the gradients are multiplied by, in a run in 16 bits."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _evaluate(self, batch: Batch) -> Cost:
         head, features = self.head, self._features(batch)

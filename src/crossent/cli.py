@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, run_job
 from hydra.types import HydraContext, RunMode
 from msgspec import Struct
 from omegaconf import DictConfig, OmegaConf
 
-from crossent import __version__, composing, runs, starting
+from crossent import __version__, composing, runs, starting, sweeps
 from crossent.checking import check, did_you_mean
 from crossent.console import fall_silent
 from crossent.errors import Fault, UserError, about_a_file
@@ -50,6 +48,7 @@ class Command(Generic[Config]):
         follow: does the work of a process that has been started to follow another one, and returns its exit code;
             None: this process has not.
         finish: lets those go that follow this one, given its exit code.
+        end_sweep: what is done once the jobs of a sweep in a directory have ended.
     """
 
     name: str
@@ -59,6 +58,7 @@ class Command(Generic[Config]):
     evaluates: bool = False
     follow: Callable[[], int | None] = lambda: None
     finish: Callable[[int], object] = lambda code: None
+    end_sweep: Callable[[Path], object] = lambda directory: None
 
 
 def run(command: Command[Any], arguments: list[str] | None = None) -> int:
@@ -174,11 +174,9 @@ def _check_jobs(hydra: Hydra, command: Command[Any], request: starting.Request) 
     composed = hydra.compose_config(request.config_name, request.overrides, request.mode)
     composed.hydra.mode = composed.hydra.mode or request.mode
     if composed.hydra.mode == RunMode.MULTIRUN:
-        sweep = Path(composed.hydra.sweep.dir)
-        if (sweep / "multirun.yaml").exists():
-            raise UserError(f"hydra.sweep.dir={sweep}: it holds a sweep; choose another directory")
+        sweeps.check_directory(composed)
         hydras = list(composed.hydra.overrides.hydra)
-        for overrides in _grid(hydra, composed):
+        for overrides in sweeps.jobs(hydra, composed):
             with composing.explained(hydra, command.schema, request.config_name, [*hydras, *overrides], RunMode.RUN):
                 check(composing.plain(hydra.config_loader.load_sweep_config(composed, overrides)), command.schema)
         return composed
@@ -197,7 +195,7 @@ def _check_jobs(hydra: Hydra, command: Command[Any], request: starting.Request) 
 
 def _run_jobs(hydra: Hydra, command: Command[Any], request: starting.Request, composed: DictConfig) -> list[UserError]:
     """Runs the jobs and returns the failures that the user can mend."""
-    sweeps = composed.hydra.mode == RunMode.MULTIRUN
+    is_sweep = composed.hydra.mode == RunMode.MULTIRUN
 
     def job(config: DictConfig) -> object:
         # Returned, not raised: Hydra would print lines of its own about an exception.
@@ -211,14 +209,14 @@ def _run_jobs(hydra: Hydra, command: Command[Any], request: starting.Request, co
             reason = error if isinstance(error, UserError) else about_a_file(error)
             if command.trains:
                 _discard_if_not_begun(Path(HydraConfig.get().runtime.output_dir))
-            running = HydraConfig.get().job
-            job = f"job {running.num} ({running.override_dirname}): " if sweeps else ""
+            running = HydraConfig.get()
+            job = f"job {running.job.num} ({','.join(running.overrides.task)}): " if is_sweep else ""
             failure = UserError(f"{job}{reason}")
             failure.__cause__ = error
             return failure
 
-    if sweeps:
-        overrides = [*request.overrides, "hydra.mode=MULTIRUN"]
+    if is_sweep:
+        overrides = [*request.overrides, *sweeps.overrides(composed)]
         batches = hydra.multirun(config_name=request.config_name, task_function=job, overrides=overrides)
         # A sweeper that samples its jobs keeps what they returned to itself.
         returned = [each for batch in batches or [] for each in batch if isinstance(each, JobReturn)]
@@ -235,26 +233,19 @@ def _run_jobs(hydra: Hydra, command: Command[Any], request: starting.Request, co
             raise
         callbacks.on_run_end(config=composed, config_name=request.config_name, job_return=done)
         returned = [done]
-    return [each.return_value for each in returned if isinstance(each.return_value, UserError)]
+    failures = [each.return_value for each in returned if isinstance(each.return_value, UserError)]
+    if is_sweep:
+        try:
+            command.end_sweep(Path(composed.hydra.sweep.dir))
+        except UserError as error:  # is said after what the jobs have met
+            failures.append(error)
+    return failures
 
 
 def _discard_if_not_begun(directory: Path) -> None:
     """Takes a run directory away in which there is only what Hydra has made."""
     if not (directory / runs.CONFIG).exists():
         runs.discard(directory)
-
-
-def _grid(hydra: Hydra, master: DictConfig) -> list[list[str]]:
-    """The overrides of every job of a sweep, where they are known before the first one starts.
-
-    A sampler (random, Optuna) draws its jobs one after the other; each of those is checked when it starts.
-    """
-    if not str(master.hydra.sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
-        return []
-    parameters = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
-    parser = OverridesParser.create(config_loader=hydra.config_loader)
-    overrides = parser.parse_overrides([*parameters, *master.hydra.overrides.task])
-    return [list(job) for job in BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]]
 
 
 @contextlib.contextmanager

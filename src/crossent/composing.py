@@ -79,6 +79,12 @@ def parse(overrides: list[str]) -> list[Override]:
     return parsed
 
 
+def quoted(path: Path | str) -> str:
+    """A path as a value that Hydra's grammar takes whatever characters it has."""
+    escaped = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), str(path))
+    return f"'{escaped}'"
+
+
 def _missing_choice(error: MissingConfigException) -> str:
     missing = error.missing_cfg_file or "?"
     group, _, choice = missing.rpartition("/")

@@ -28,6 +28,11 @@ class Confusion(NamedTuple):
         places[classes] = torch.arange(len(classes))
         return cls(classes, places, torch.zeros(len(classes), len(classes) + (len(classes) < of), dtype=torch.float64))
 
+    @classmethod
+    def of_all(cls, counts: Tensor) -> "Confusion":
+        """Of all classes, given the weights of rows by class and prediction, (classes, classes)."""
+        return cls(torch.arange(len(counts)), torch.arange(len(counts)), counts.cpu())
+
     def add(self, batch: Batch, predicted: Tensor, ignored: int) -> None:
         """Takes in rows of these classes, but for those with the target that is ignored."""
         targets, predicted = batch.targets.cpu(), predicted.cpu()

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -68,6 +69,12 @@ def shown(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
+def as_typed(command: str) -> str:
+    """A command as it can be typed: the one beside this Python where PATH has none."""
+    beside = Path(sys.executable).with_name(command)
+    return command if shutil.which(command) or not beside.exists() else shown(beside)
+
+
 def fall_silent() -> None:
     """Lets standard output go nowhere to the end of the process, once nobody reads it any more."""
     nowhere = Path(os.devnull).open("w")  # noqa: SIM115  # stays open as long
@@ -116,8 +123,13 @@ def metrics_table(points: Mapping[str, tuple[int, float]]) -> list[str]:
     Args:
         points: step and value by tag, ``<split>/<metric>``.
     """
+    # Not every point of train/cost has others beside it, and those of earlier steps would be taken for its own.
+    newest = max((step for tag, (step, _) in points.items() if tag.startswith("train/")), default=0)
+    points = {tag: point for tag, point in points.items() if not tag.startswith("train/") or point[0] == newest}
     tags = [tag.split("/", 1) for tag in points]
     splits = sorted({split for split, _ in tags}, key=("train", "val", "test").index)
+    # How good the weights are comes first; the rest is of train alone.
+    tags.sort(key=lambda tag: tag[0] == "train" and tag[1] != "cost")
     names = list(dict.fromkeys(name for _, name in tags))
     width = max([len(name) for name in names], default=0)
     lines = [" " * width + "".join(f"{split:>12}" for split in splits)]

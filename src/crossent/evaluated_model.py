@@ -29,8 +29,7 @@ from crossent.processes.world import World
 
 log = logging.getLogger(__name__)
 
-# Up to so many classes, all of them get a row in the confusion matrix; else the worst ones do.
-_FEW_CLASSES = 30
+# So many get a row in the confusion matrix, where all of them are too many.
 _WORST_CLASSES = 20
 
 
@@ -114,20 +113,18 @@ class EvaluatedModel:
         classes, group = len(self._facts.classes), self._grid.of_my_classes
         evaluation = Evaluation(classes, self.ignored, shard=self._shard, group=group).to(self.device)
         evaluation.temperature = self._temperature
-        few = classes <= _FEW_CLASSES
-        confusion = Confusion.empty(torch.arange(classes), classes) if few else None
         with progress("evaluating", "rows", shown=self._world.is_first) as advance:
             done = 0
             for batch in self._batches(table):
                 cost, outputs = self._outputs(batch)
                 logits = of_all_classes(outputs, self._shard.classes)
                 evaluation.update(cost, logits, batch.targets, batch.weights)
-                if confusion is not None:
-                    confusion.add(batch, predict(logits, self._shard)[0], self.ignored)
                 done += batch.global_rows
                 advance(done, done / len(table))
-        if confusion is None:
-            confusion = self._confusion_of_worst(table, evaluation.scores.of_all_ranks().per_class)
+        scores = evaluation.scores.of_all_ranks()
+        if len(scores.pairs):
+            return evaluation, Confusion.of_all(scores.pairs)
+        confusion = self._confusion_of_worst(table, scores.per_class)
         return evaluation, confusion._replace(counts=together.total(confusion.counts, group))
 
     def _confusion_of_worst(self, table: Table, classes: PerClass) -> Confusion:

@@ -15,7 +15,7 @@ from crossent.custom import again
 from crossent.data import aligned
 from crossent.errors import UserError
 from crossent.evaluated_model import EvaluatedModel, read
-from crossent.metrics import PerClass, Reliability
+from crossent.metrics import PerClass
 from crossent.processes import together
 from crossent.processes.grid import Grid
 from crossent.processes.world import ALONE, World
@@ -63,17 +63,14 @@ def evaluate(chosen: config.EvaluateConfig, plain: dict[str, Any], world: World 
         return metrics
     names, classes = checkpoint.facts.classes, PerClass(*(each.cpu() for each in scores.per_class))
     with whole_folder(folder, "output", _old_events(folder)) as part:
-        plots.save_confusion(
-            part / "confusion_matrix.png", confusion.names(names), confusion.shares, confusion.counts, of=len(names)
-        )
+        pictures = {"confusion_matrix": plots.confusion_matrix(confusion, names)}
         curves = {"predictions": scores.reliability}
         if checkpoint.temperature is not None:
             curves = {"calibrated": calibrated.reliability, "before": scores.reliability}
-        plots.save_reliability(
-            part / "reliability.png", {name: Reliability(*(e.cpu() for e in each)) for name, each in curves.items()}
-        )
+        pictures["reliability"] = plots.reliability(curves)
         evaluation_report.write_classes(part / "classes.csv", names, classes)
-        evaluation_report.write_events(part, rows.split, metrics, checkpoint.steps)
+        evaluation_report.write_pictures(part, pictures)
+        evaluation_report.write_events(part, rows.split, metrics, pictures, checkpoint.steps)
         facts = {"steps": checkpoint.steps, "rows": len(rows.table), "checkpoint": str(checkpoint.path)}
         write_json(part / runs.METRICS, {**metrics, **facts, "seconds": time.perf_counter() - started})
     evaluation_report.report(metrics, checkpoint.steps, names, classes, folder)

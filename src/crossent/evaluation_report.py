@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from rich.cells import cell_len
 
-from crossent import plots
 from crossent.console import metrics_table, shown
+from crossent.figure_style import shortened
 from crossent.metrics import PerClass
 
 log = logging.getLogger(__name__)
@@ -27,17 +27,20 @@ def write_classes(path: Path, names: tuple[str, ...], classes: PerClass) -> None
             writer.writerow([name, *(f"{number:.10g}" for number in numbers)])
 
 
-def write_events(folder: Path, split: str, metrics: dict[str, float], steps: int) -> None:
-    """Writes an event file with the metrics, and with the pictures that are in the folder already."""
-    from matplotlib import image
-    from torch.utils.tensorboard import SummaryWriter
+def write_pictures(folder: Path, pictures: dict[str, bytes]) -> None:
+    """Writes a PNG file of each picture, by its name."""
+    for name, png in pictures.items():
+        (folder / f"{name}.png").write_bytes(png)
 
-    with SummaryWriter(str(folder)) as writer:
-        for tag, value in metrics.items():
-            writer.add_scalar(tag, value, steps)
-        for name in ("confusion_matrix", "reliability"):
-            pixels = image.imread(folder / f"{name}.png")[:, :, :3]
-            writer.add_image(f"{split}/{name}", pixels, steps, dataformats="HWC")
+
+def write_events(folder: Path, split: str, metrics: dict[str, float], pictures: dict[str, bytes], steps: int) -> None:
+    """Writes an event file with metrics and pictures, by their names."""
+    from crossent.event_file import Writer
+
+    with Writer(folder, None) as writer:
+        writer.add_points(metrics, steps)
+        for name, png in pictures.items():
+            writer.add_png(f"{split}/{name}", png, steps)
 
 
 def report(metrics: dict[str, float], steps: int, names: tuple[str, ...], classes: PerClass, folder: Path) -> None:
@@ -51,7 +54,7 @@ def report(metrics: dict[str, float], steps: int, names: tuple[str, ...], classe
         log.info("\nthe %d classes with the most mistakes, of %d:", len(listed), len(names))
     else:
         log.info("")
-    cut = {index: plots.shortened(names[index], _LONGEST_NAME) for index in listed.tolist()}
+    cut = {index: shortened(names[index], _LONGEST_NAME) for index in listed.tolist()}
     width = max(5, *map(cell_len, cut.values()))
     log.info("class%s  %10s  %9s  %6s  %6s", " " * (width - 5), "rows", "precision", "recall", "F1")
     for index, name in cut.items():

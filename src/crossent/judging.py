@@ -57,6 +57,8 @@ def predict(logits: Tensor, shard: ClassShard) -> tuple[Tensor, Tensor]:
         shard: these classes.
     """
     own, place = logits.max(dim=1)
+    if shard.is_whole:
+        return place.where(~own.isnan(), shard.of - 1), own
     largest = own.clone()
     shard.exchange.largest(largest)
     # The first of all places is the largest of the negative ones. NaN is at none, and counts as the last class.

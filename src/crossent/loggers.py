@@ -70,16 +70,45 @@ class LastPoints(loggers.Logger):
         write_json(path, {**values, "steps": steps, "seconds": seconds})
 
 
+# Charts of TensorBoard's CUSTOM SCALARS, each with the curves whose tags its expressions match.
+_CHARTS = {
+    "cost and accuracy": {
+        "cost": ["Multiline", ["^(train|val|test)/cost$"]],
+        "accuracy": ["Multiline", ["^(train|val|test)/accuracy$"]],
+    },
+    "steps": {
+        "norm of the gradient": ["Multiline", ["^train/gradient_norm$"]],
+        "norm of the weight": ["Multiline", ["^train/weight_norm$"]],
+        "learning rate": ["Multiline", ["^train/lr$"]],
+    },
+}
+
+
+# Which curves tell how good a run is, by their last points; a run has those of the splits that it has. All of them are
+# named in every run, since of several runs HPARAMS shows what the first one names.
+_JUDGED_BY = dict.fromkeys(
+    (f"{split}/{name}" for split in ("val", "test", "train") for name in ("cost", "accuracy")), 0.0
+)
+
+
 class TensorBoard(loggers.TensorBoardLogger):
-    """Event files in the run directory, with nothing in them but the curves.
+    """Event files in the run directory: the curves, which of them go on one chart, and what tells the run from others.
 
     Args:
         directory: of the run.
+        hyperparameters: what the run is known by, beside its directory.
         flush_seconds: how long a point may wait, while others come, before it is on disk.
         start: the step that a resumed run goes on from; readers forget earlier points from there on. None: a new run.
     """
 
-    def __init__(self, directory: Path, *, flush_seconds: float, start: int | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        hyperparameters: Mapping[str, str | float | bool],
+        flush_seconds: float,
+        start: int | None,
+    ) -> None:
         super().__init__(
             save_dir=directory,
             name="",
@@ -87,6 +116,7 @@ class TensorBoard(loggers.TensorBoardLogger):
             default_hp_metric=False,  # Lightning would add a point hp_metric = -1
         )
         self._directory = directory
+        self._hyperparameters = dict(hyperparameters)
         self._start = start
         self._writer: Writer | None = None
         self._flush_seconds = flush_seconds
@@ -102,6 +132,8 @@ class TensorBoard(loggers.TensorBoardLogger):
             from crossent.event_file import Writer  # half a second of imports
 
             self._writer = Writer(self._directory, self._start)
+            self._writer.add_custom_scalars(_CHARTS)
+            self._writer.describe(self._hyperparameters, _JUDGED_BY)
         return self._writer
 
     @override
@@ -109,9 +141,9 @@ class TensorBoard(loggers.TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Takes in a point of each curve."""
         now, writer = time.time(), self.experiment
-        for tag, value in metrics.items():
-            if (tag, step) not in self._tested:
-                writer.add_scalar(tag, value, step, walltime=now)
+        points = {tag: value for tag, value in metrics.items() if (tag, step) not in self._tested}
+        if points:
+            writer.add_points(points, step or 0)
         if now - self._flushed_at >= self._flush_seconds:
             writer.flush()
             self._flushed_at = now
@@ -135,6 +167,7 @@ class TensorBoard(loggers.TensorBoardLogger):
         """Ends the event file, if there is one."""
         writer, self._writer = self._writer, None
         if writer is not None:
+            writer.describe_end()
             writer.close()
 
 

@@ -18,6 +18,8 @@ from crossent.processes import together
 
 #: Of confidence, all equally wide.
 BINS = 15
+#: Up to so many classes, it is added up what the rows of each were taken for.
+FEW_CLASSES = 30
 #: The metrics that a temperature changes.
 CALIBRATED = ("nll", "brier", "ece")
 _TOP = 5
@@ -42,7 +44,7 @@ class WeightedMean(Metric):
 
     def update(self, values: Tensor, weights: Tensor) -> None:
         """Takes in values and their weights, of one shape."""
-        values, weights = (each.to(_wide(each)) for each in (values, weights))
+        values, weights = (each.to(wide(each)) for each in (values, weights))
         # Not in place: a run in 16 bits makes the states so, too, which are too narrow for sums.
         self.total = self.total + (values * weights).sum()
         self.weight = self.weight + weights.sum()
@@ -110,6 +112,9 @@ class Reliability(NamedTuple):
         return (self.weight * (self.accuracy - self.confidence).abs()).sum() / _nonzero(self.weight.sum())
 
 
+_STATES = ("sums", "by_class", "bins", "pairs")
+
+
 class Scores(Metric):
     """What logits tell of how good a classifier is, over all batches and ranks.
 
@@ -133,6 +138,7 @@ class Scores(Metric):
     sums: Tensor  # of accuracy, top5_accuracy, nll, brier and the weights
     by_class: Tensor  # (3, classes), as PerClass has them
     bins: Tensor  # (3, bins), sums of what Reliability has
+    pairs: Tensor  # (classes, classes), weights of rows by class and prediction; none where the classes are not few
 
     def __init__(self, classes: int, shard: ClassShard | None = None, group: ProcessGroup | None = None) -> None:
         super().__init__(sync_on_compute=False)
@@ -142,6 +148,8 @@ class Scores(Metric):
         self.add_state("sums", torch.zeros(5), dist_reduce_fx="sum")
         self.add_state("by_class", torch.zeros(3, classes), dist_reduce_fx="sum")
         self.add_state("bins", torch.zeros(3, BINS), dist_reduce_fx="sum")
+        few = classes if classes <= FEW_CLASSES else 0
+        self.add_state("pairs", torch.zeros(few, few), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
         """Takes in rows.
@@ -151,31 +159,32 @@ class Scores(Metric):
             targets: (rows,), int64, from 0 to classes - 1.
             weights: (rows,), or None: every row counts once.
         """
-        wide = _wide(logits)
-        for name in ("sums", "by_class", "bins"):
-            setattr(self, name, getattr(self, name).to(wide))
+        precision = wide(logits)
+        for name in _STATES:
+            setattr(self, name, getattr(self, name).to(precision))
         if not len(targets):
             return  # nor do ranks with the same rows say anything
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        weights = torch.ones_like(targets, dtype=wide) if weights is None else weights.to(wide)
+        weights = torch.ones_like(targets, dtype=precision) if weights is None else weights.to(precision)
         predicted, ahead, nll, confidence, brier = judge(logits, targets, self._shard)
         right = predicted == targets
-        rows = torch.stack(
-            [right.to(wide), (ahead < _TOP).to(wide), nll.to(wide), brier.to(wide), torch.ones_like(weights)]
-        )
+        rows = torch.stack([each.to(precision) for each in (right, ahead < _TOP, nll, brier, torch.ones_like(weights))])
         self.sums += rows @ weights
         hits = weights * right
         for place, (index, weight) in enumerate(((targets, weights), (predicted, weights), (targets, hits))):
             self.by_class[place].index_add_(0, index, weight)
+        if len(self.pairs):
+            self.pairs.view(-1).index_add_(0, targets * len(self.pairs) + predicted, weights)
         bins = (confidence * BINS).ceil().long().sub_(1).clamp_(0, BINS - 1)
         for place, weight in enumerate((weights, weights * confidence, hits)):
             self.bins[place].index_add_(0, bins, weight)
 
     def compute(self) -> dict[str, Tensor]:
         """Every metric by its name, a scalar each. All ranks have to call this."""
-        return self.of_all_ranks()._metrics()
+        return self.of_all_ranks().of_these_rows()
 
-    def _metrics(self) -> dict[str, Tensor]:
+    def of_these_rows(self) -> dict[str, Tensor]:
+        """Every metric by its name, a scalar each, of the rows that this one has taken in."""
         accuracy, top, nll, brier = (self.sums[:4] / _nonzero(self.sums[4])).unbind()
         classes = self.per_class
         present, met = classes.support > 0, classes.support + classes.predicted > 0
@@ -192,7 +201,7 @@ class Scores(Metric):
     def of_all_ranks(self) -> "Scores":
         """What all ranks have taken in; all of them have to call this."""
         scores = Scores(self._shard.of)
-        for name in ("sums", "by_class", "bins"):
+        for name in _STATES:
             setattr(scores, name, together.total(getattr(self, name), self._group))
         return scores
 
@@ -221,6 +230,7 @@ class Evaluation(nn.Module):
         temperature: by which logits are divided to calibrate them; None: they are not.
         scores: of the logits as they are.
         calibrated: of the logits so divided, where there is a temperature.
+        seen: what pictures of the rows show that the metrics were last asked of.
     """
 
     def __init__(
@@ -235,6 +245,7 @@ class Evaluation(nn.Module):
         self.temperature: float | None = None
         self.scores = Scores(classes, shard, group)
         self.calibrated = Scores(classes, shard, group)
+        self.seen: tuple[Tensor, Reliability] | None = None  # `Scores.pairs`, and the reliability
         self._costs = WeightedMean(group)
         self._ignored = ignore_index
 
@@ -264,7 +275,9 @@ class Evaluation(nn.Module):
 
         What a temperature changes, where there is one, is there as ``<metric>_calibrated``, too.
         """
-        metrics: dict[str, Tensor] = dict(self.scores.compute())
+        scores = self.scores.of_all_ranks()
+        self.seen = scores.pairs, scores.reliability
+        metrics = scores.of_these_rows()
         if self._costs.update_called:
             metrics = {"cost": self._costs.compute(), **metrics}
         if self.temperature is not None:
@@ -278,7 +291,7 @@ class Evaluation(nn.Module):
             each.reset()
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
+def wide(tensor: Tensor) -> torch.dtype:
     """What sums are held in: double precision, but for an Apple GPU, which has none."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 

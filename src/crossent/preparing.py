@@ -140,8 +140,7 @@ def _build(
             "the class"
         )
     last = LastPoints()
-    validates = module.rows("val") > 0
-    loop = trainer.build(chosen, directory, last, validates=validates, origin=origin, world=world, grid=grid)
+    loop = trainer.build(chosen, plain, directory, module, last, origin=origin, world=world, grid=grid)
     if origin is not None:
         origin.check_data(module.facts, directory)
         origin = together.from_first(partial(origin.adopt, directory))

@@ -1,8 +1,6 @@
 """What the console says of a run: before, after, and what it leaves out."""
 
 import logging
-import shutil
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ import lightning.pytorch as lightning
 
 from crossent import config, runs
 from crossent.classifier import SoftmaxClassifier
-from crossent.console import metrics_table, shown
+from crossent.console import as_typed, metrics_table, shown
 from crossent.data.module import DataModule
 from crossent.loggers import LastPoints
 from crossent.processes.world import World
@@ -135,9 +133,11 @@ def print_results(
         log.info("%s", line)
     if best_accuracy is not None:
         log.info("accuracy of the best possible classifier, on average over all rows: %.6f", best_accuracy)
-    if isinstance(chosen.logger, config.TensorBoardLogger) and last.points:
+    in_sweep = (directory.parent / runs.SWEEP).exists()  # which ends with such a line itself
+    if isinstance(chosen.logger, config.TensorBoardLogger) and last.points and not in_sweep:
         logs = runs.LATEST.parent.absolute()
-        log.info("\ncurves: %s --logdir %s", _tensorboard(), shown(logs if logs in directory.parents else directory))
+        kind = next((each for each in directory.parents if each.parent == logs), directory)  # not logs/latest as well
+        log.info("\ncurves: %s --logdir %s", as_typed("tensorboard"), shown(kind))
 
 
 def print_fits(chosen: config.TrainConfig, fits: Sequence[Fit]) -> None:
@@ -213,9 +213,3 @@ def _name(section: config.Section) -> str:
     name = str(type(section).__struct_config__.tag)
     class_path = getattr(section, "class_path", None)
     return name if class_path is None else f"{name} ({class_path})"
-
-
-def _tensorboard() -> str:
-    """The command as it can be typed: the one beside this Python where PATH has none."""
-    beside = Path(sys.executable).with_name("tensorboard")
-    return "tensorboard" if shutil.which("tensorboard") or not beside.exists() else shown(beside)

@@ -17,10 +17,13 @@ from crossent.writing import whole
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
+SWEEP = "multirun.yaml"  # which Hydra writes into a sweep's directory
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
 LATEST = Path("logs/latest")
+
+_LOOKS = 5  # at a run that somebody else has, before that counts
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,18 @@ def claim(directory: Path, config: Mapping[str, Any]) -> None:
         raise UserError(taken(directory)) from None
 
 
+def is_held(directory: Path) -> bool:
+    """Whether a process is training this run, as far as this machine can tell."""
+    try:
+        with (directory / CONFIG).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # gone, or a system without locks
+        pass
+    return False
+
+
 @contextlib.contextmanager
 def held(directory: Path, key: str) -> Iterator[None]:
     """Keeps other processes from going on with the same run; over with the process, however that ends.
@@ -156,12 +171,17 @@ def held(directory: Path, key: str) -> Iterator[None]:
         UserError: one is at it already.
     """
     with (directory / CONFIG).open("rb+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{key}: another process is training this run; wait until it has ended") from None
-        except OSError:  # a system without locks
-            pass
+        for again in range(_LOOKS, -1, -1):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not again:
+                    raise UserError(f"{key}: another process is training this run; wait until it has ended") from None
+                time.sleep(0.02)  # somebody may just have looked whether it is running
+            except OSError:  # a system without locks
+                break
+            else:
+                break
         yield
 
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from crossent import runs
 from crossent.checking import show
-from crossent.composing import conf_directory, parse
+from crossent.composing import conf_directory, parse, quoted
 from crossent.config import NAMED_GROUPS
 from crossent.console import shown
 from crossent.errors import UserError
@@ -97,13 +97,13 @@ def request(config_name: str, overrides: list[str], *, multirun: bool) -> Reques
     warm = None if resume is not None else _text(typed, "model.warm_start")
     if warm is not None:  # found now: `latest` will be the new run itself
         trained = runs.find_trained(warm, "model.warm_start")
-        overrides = [*overrides, f"model.warm_start={_quoted(trained.checkpoint or trained.directory)}"]
+        overrides = [*overrides, f"model.warm_start={quoted(trained.checkpoint or trained.directory)}"]
     if resume is None:
         if start is None:
             return Request(config_name, overrides, mode)
         run = runs.find(start, "config")
         stored = run.config(f"config={start}")
-        found = f"config={_quoted(run.directory / runs.CONFIG)}"
+        found = f"config={quoted(run.directory / runs.CONFIG)}"
         return Request(_stored_as_primary(config_name, stored, typed), [*overrides, found], mode)
     key = f"resume={resume}"
     if multirun:
@@ -115,8 +115,8 @@ def request(config_name: str, overrides: list[str], *, multirun: bool) -> Reques
     run = runs.find(resume, "resume")
     stored = run.config(key)
     ours = [
-        f"resume={_quoted(run.checkpoint or run.directory)}",  # found once: `latest` may be another run a second later
-        f"hydra.run.dir={_quoted(run.directory)}",
+        f"resume={quoted(run.checkpoint or run.directory)}",  # found once: `latest` may be another run a second later
+        f"hydra.run.dir={quoted(run.directory)}",
         "hydra.output_subdir=null",  # .hydra/ stays as the run began
     ]
     keys = frozenset(each.key_or_group for each in typed)
@@ -166,7 +166,7 @@ def evaluation_request(config_name: str, overrides: list[str]) -> Request:
         )
     if "data" in sections and any(each.key_or_group not in _SAME_ROWS for each in keys):
         sections["data"] = {name: value for name, value in sections["data"].items() if name not in _PARTS}
-    ours = [f"run={_quoted(run.checkpoint or run.directory)}"]
+    ours = [f"run={quoted(run.checkpoint or run.directory)}"]
     if (_text(typed, "split") or "auto") == "auto" and any(each.key_or_group not in _SAME_ROWS for each in keys):
         # Whoever names rows means all of them, unless he says which of them are for testing.
         ours.append("split=test" if any(each.key_or_group.startswith("data.test_") for each in keys) else "split=all")
@@ -206,14 +206,8 @@ def _command_to_resume(directory: Path, composed: dict[str, Any], command: str) 
         if key not in ("resume", "config") and stored.get(key) != value
     ]
     path = shown(directory)
-    resume = f"resume={path}" if re.fullmatch(r"[A-Za-z0-9_./:@-]+", path) else f"resume={_quoted(path)}"
+    resume = f"resume={path}" if re.fullmatch(r"[A-Za-z0-9_./:@-]+", path) else f"resume={quoted(path)}"
     return " ".join([command, *(shlex.quote(override) for override in [resume, *changed])])
-
-
-def _quoted(path: Path | str) -> str:
-    """A path as a value that Hydra's grammar takes whatever characters it has."""
-    escaped = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), str(path))
-    return f"'{escaped}'"
 
 
 def _text(typed: list[Override], key: str) -> str | None:

@@ -24,7 +24,21 @@ def command(task: "Callable[[TrainConfig, dict[str, Any], Path], object]") -> "c
     from crossent import cli, config
     from crossent.processes import choosing
 
-    return cli.Command("train", config.TrainConfig, task, trains=True, follow=choosing.follow, finish=choosing.finish)
+    return cli.Command(
+        "train",
+        config.TrainConfig,
+        task,
+        trains=True,
+        follow=choosing.follow,
+        finish=choosing.finish,
+        end_sweep=_end_sweep,
+    )
+
+
+def _end_sweep(directory: Path) -> None:
+    from crossent.summarizing import compare_sweep
+
+    compare_sweep(directory)
 
 
 def _task(config: "TrainConfig", plain: dict[str, Any], directory: Path) -> object:

@@ -10,16 +10,18 @@ import msgspec
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import Strategy
 from typing_extensions import override
 
-from crossent import config, devices, runs
-from crossent.callbacks.checkpoints import MONITORED, BestCheckpoint, LastCheckpoint
+from crossent import config, devices, hyperparameters, runs
+from crossent.callbacks.best import MONITORED
+from crossent.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from crossent.callbacks.figures import Figures
 from crossent.callbacks.progress import SOLVER_COLUMNS, Console
 from crossent.checkpoint_io import CheckpointFiles
 from crossent.custom import make
+from crossent.data.module import DataModule
 from crossent.errors import UserError
 from crossent.loggers import LastPoints, TensorBoard
 from crossent.processes import strategy
@@ -49,10 +51,11 @@ class _Unprofiled(PassThroughProfiler):
 
 def build(
     chosen: config.TrainConfig,
+    plain: dict[str, Any],
     directory: Path,
+    data: DataModule,
     last: LastPoints,
     *,
-    validates: bool,
     origin: Origin | None,
     world: World,
     grid: Grid,
@@ -61,9 +64,10 @@ def build(
 
     Args:
         chosen: the configuration.
+        plain: the same as plain values.
         directory: of the run.
+        data: its rows.
         last: takes in the curves' last points.
-        validates: whether there is a val split.
         origin: what the run goes on from, or None for a new run.
         world: the processes that share the run.
         grid: how they share rows and classes.
@@ -71,6 +75,7 @@ def build(
     Raises:
         UserError: arguments that Lightning refuses, or an accelerator that this machine does not have.
     """
+    validates = data.rows("val") > 0
     arguments = {
         name: value for name, value in msgspec.to_builtins(chosen.trainer).items() if name not in config.TRAINER_OWN
     }
@@ -79,15 +84,16 @@ def build(
     else:
         arguments["profiler"] = chosen.trainer.profiler or _Unprofiled()
         arguments["enable_progress_bar"] = False  # ours is one for the whole run
-        arguments["logger"] = [last]
-        if world.is_first:
-            arguments["logger"] += _loggers(chosen, directory, None if origin is None else origin.step)
+        writer = _tensorboard(chosen, plain, directory, origin) if world.is_first else None
+        arguments["logger"] = [last, *([] if writer is None else [writer])]
         arguments["enable_checkpointing"] = chosen.trainer.enable_checkpointing and not chosen.trainer.fast_dev_run
         files = CheckpointFiles(is_split=grid.columns > 1)
         saved = None if origin is None or origin.checkpoint is None else origin.step
         arguments["callbacks"] = _callbacks(chosen, directory, last, files, validates=validates, saved=saved)
         if world.is_first:
             arguments["callbacks"].insert(0, _console(chosen, last, validates=validates))
+        if validates:  # also where nothing is drawn, or Lightning would wonder about the state in the checkpoint
+            arguments["callbacks"].insert(0, Figures(data, writer if _wants_figures(chosen.logger) else None))
         arguments["plugins"] = [files]
     if not validates:
         arguments["limit_val_batches"] = 0
@@ -114,12 +120,20 @@ def _console(chosen: config.TrainConfig, last: LastPoints, *, validates: bool) -
     return Console(last, validates=validates, bar=bar)
 
 
-def _loggers(chosen: config.TrainConfig, directory: Path, start: int | None) -> list[Logger]:
+def _wants_figures(chosen: config.AnyLogger) -> bool:
+    return isinstance(chosen, config.TensorBoardLogger) and chosen.figures
+
+
+def _tensorboard(
+    chosen: config.TrainConfig, plain: dict[str, Any], directory: Path, origin: Origin | None
+) -> TensorBoard | None:
     match chosen.logger:
         case config.NoLogger():
-            return []
+            return None
         case config.TensorBoardLogger(flush_seconds=seconds):
-            return [TensorBoard(directory, flush_seconds=seconds, start=start)]
+            start = None if origin is None else origin.step
+            known_by = hyperparameters.of_run(directory, plain)
+            return TensorBoard(directory, hyperparameters=known_by, flush_seconds=seconds, start=start)
 
 
 def _callbacks(

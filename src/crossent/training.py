@@ -11,6 +11,7 @@ import torch
 
 from crossent import config, memory, reporting, resuming, runs
 from crossent.calibration import calibrate
+from crossent.callbacks.figures import Figures
 from crossent.console import shown
 from crossent.endings import close_curves, explained, noted
 from crossent.preparing import Run, prepare
@@ -104,6 +105,9 @@ def _run(chosen: config.TrainConfig, plain: dict[str, Any], run: Run) -> dict[st
     with noted(), _process_settings(chosen, run), explained(plain, run), memory.explained(chosen, run.data, run.world):
         seconds = _fit(run)
         steps = run.trainer.global_step if origin is None else max(origin.step, run.trainer.global_step)
+        for callback in run.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it from outside
+            if isinstance(callback, Figures):
+                callback.draw()
         if chosen.calibration is not None and not chosen.trainer.fast_dev_run:
             _calibrate(run)
         if run.data.rows("test") and not chosen.trainer.barebones:

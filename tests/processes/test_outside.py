@@ -44,9 +44,14 @@ def test_a_sweep_has_one_process_that_leads(train: Train, workplace: Path) -> No
 
     assert (done.returncode, errors(done)) == (0, []), done.stderr
     (sweep,) = workplace.glob("logs/sweep/*/*")
-    assert sorted(path.name for path in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
+    assert sorted(path.name for path in sweep.iterdir()) == [
+        "0_optimizer.lr-0.1",
+        "1_optimizer.lr-0.01",
+        "multirun.yaml",
+        "summary",
+    ]
     assert done.stdout.count("trained to step 20") == 2
-    metrics = json.loads((sweep / "1" / "metrics.json").read_text())
+    metrics = json.loads((sweep / "1_optimizer.lr-0.01" / "metrics.json").read_text())
     for name in alone.metrics.keys() - {"seconds"}:
         assert metrics[name] == pytest.approx(alone.metrics[name], rel=1e-12), name
 

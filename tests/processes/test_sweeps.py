@@ -58,7 +58,12 @@ def test_a_grid_has_one_directory_a_job(start: Train, workplace: Path) -> None:
     run = start("-m", "loss=nll,cross_entropy", "optimizer.lr=0.1,0.01", *TWO)
 
     assert run.code == 0, run.err
-    assert [path.name for path in jobs(workplace)] == ["0", "1", "2", "3"]
+    assert [path.name for path in jobs(workplace)] == [
+        "0_loss-nll_optimizer.lr-0.1",
+        "1_loss-nll_optimizer.lr-0.01",
+        "2_loss-cross_entropy_optimizer.lr-0.1",
+        "3_loss-cross_entropy_optimizer.lr-0.01",
+    ]
     assert len({path.parent for path in jobs(workplace)}) == 1
     stored = [yaml.safe_load((path / "config.yaml").read_text()) for path in jobs(workplace)]
     assert [(each["loss"]["name"], each["optimizer"]["lr"]) for each in stored] == [
@@ -77,7 +82,7 @@ def test_a_job_that_fails_leaves_no_process_and_the_others_run(start: Train, wor
     run = start("-m", "loss=one_hot", "optimizer.lr=1.0e+9,0.1", *TWO)
 
     assert_answered_in_one_line(run, ["job 0 (", "optimizer.lr=1000000000.0", "): ", "is nan", "loss=cross_entropy"])
-    assert [path.name for path in jobs(workplace)] == ["1"]
+    assert [path.name for path in jobs(workplace)] == ["1_optimizer.lr-0.1"]
     assert active_children() == []
 
 

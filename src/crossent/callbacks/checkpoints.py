@@ -1,6 +1,5 @@
 """Keeps best.ckpt and last.ckpt, and stops a run between two steps when a signal asks for it."""
 
-import math
 import signal
 import time
 from pathlib import Path
@@ -11,13 +10,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
 from crossent import random_states
+from crossent.callbacks.best import Best
 from crossent.checkpoint_io import CheckpointFiles, Kept
 from crossent.classifier import SoftmaxClassifier
 from crossent.loggers import LastPoints
 from crossent.processes import together
 from crossent.stopping import Stopped, StopRequest
-
-MONITORED = "val/cost"
 
 
 def _save(trainer: lightning.Trainer, path: Path, kept: Kept | None = None) -> None:
@@ -31,7 +29,7 @@ def _save(trainer: lightning.Trainer, path: Path, kept: Kept | None = None) -> N
 
 
 class BestCheckpoint(Checkpoint):
-    """Keeps the weights with the lowest ``val/cost`` in ``best.ckpt``.
+    """Keeps the weights of the best validation in ``best.ckpt``.
 
     Lightning's ModelCheckpoint forgets the best value when a run directory was moved; this one stores no path.
 
@@ -41,26 +39,21 @@ class BestCheckpoint(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._best = math.inf
-        self._step: int | None = None
+        self._best = Best()
 
     @override
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        cost = float(trainer.callback_metrics[MONITORED])
-        if cost < self._best or (self._step is not None and self._step == pl_module.superseded_step):
-            self._best, self._step = cost, trainer.global_step
+        if self._best.improves(trainer, pl_module):
             _save(trainer, self._path)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best, "step": self._step}
+        return self._best.state_dict()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if together.from_first(self._path.exists):  # or what is best counts from here on
-            self._best, self._step = state_dict["best"], state_dict["step"]
+            self._best.load_state_dict(state_dict)
 
 
 class LastCheckpoint(Checkpoint):

@@ -66,9 +66,8 @@ class Console(lightning.Callback):
         self._stride = self._rows_every or _round_number(total / _ROWS)
         self._next_row = trainer.global_step
         self._last_row = self._next_row - 1
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
-        if isinstance(pl_module, SoftmaxClassifier) and every:  # the next row is of the first point from there on
-            pl_module.until.append(lambda step: -(-self._next_row // every) * every + 1 - step)
+        assert isinstance(pl_module, SoftmaxClassifier)
+        pl_module.after_point.append(self._print_row)
         log.info("%8s" + self._row, "step", *self._columns)
         if self._wants_bar:
             self._show_bar(None if total == float("inf") else int(total), trainer.global_step)

@@ -11,5 +11,7 @@ from crossent.config.losses import *
 from crossent.config.optimizers import *
 from crossent.config.predict import *
 from crossent.config.running import *
+from crossent.config.search import *
+from crossent.config.summarize import *
 from crossent.config.train import *
 from crossent.config.types import *

@@ -212,6 +212,7 @@ class Trainer(Struct, kw_only=True, forbid_unknown_fields=True):
 
 class TensorBoardLogger(Section, tag="tensorboard"):
     flush_seconds: NonNegative
+    figures: bool
 
 
 class NoLogger(Section, tag="none"):

@@ -246,6 +246,11 @@ class TrainLoader(BatchLoader):
         """Whether every epoch is the same batch, of rows that are in memory."""
         return self._batches_an_epoch == 1 and self._order is None and not isinstance(self._table.features, Mapped)
 
+    @property
+    def left(self) -> int:
+        """Batches of the epoch under way that are still to be served."""
+        return -self._served % self._batches_an_epoch
+
     def repeat(self, epochs: int) -> None:
         """Counts the one batch as served again, once for each of some epochs."""
         self._served += epochs

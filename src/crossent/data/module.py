@@ -155,6 +155,10 @@ class DataModule(lightning.LightningDataModule):
         """Rows of ``train``, ``val`` or ``test``; after `setup`."""
         return len(self._tables[split])
 
+    def first_rows(self, split: str, most: int) -> Table:
+        """Some rows of a split as they are trained on, in order; after `setup`."""
+        return self._tables[split].take(torch.arange(min(most, self.rows(split))))
+
     @property
     def batch_rows(self) -> int:
         """Rows of a full training batch; after `setup`."""
