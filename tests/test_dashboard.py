@@ -114,6 +114,19 @@ def test_the_runs_of_a_sweep_are_compared_by_what_was_chosen(train: Train, ask: 
     assert shown["focal"]["hparams"]["data.batch_size"] == "32"
 
 
+def test_only_a_run_that_came_to_its_end_counts_as_a_success(train: Train) -> None:
+    def has_ended(run: Run) -> bool:
+        events = EventAccumulator(str(run.directory))
+        events.Reload()
+        return "_hparams_/session_end_info" in events.PluginTagToContent("hparams")
+
+    stopped = stop_after(20, train, *MINI_BATCHES)
+
+    assert stopped.code == 130
+    assert not has_ended(stopped)
+    assert has_ended(train("resume=latest"))
+
+
 @pytest.mark.usefixtures("figures")
 def test_the_best_validation_has_pictures(train: Train, ask: Ask) -> None:
     run = train(*MINI_BATCHES, "optimizer.lr=0.3", "trainer.max_steps=200", "trainer.val_check_interval=5")

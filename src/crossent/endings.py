@@ -60,11 +60,16 @@ def explained(plain: dict[str, Any], run: Run) -> Iterator[None]:
         raise Stopped(stop.number, how, at_once=stop.at_once) from None
     finally:
         with contextlib.suppress(CannotWriteError):  # of which has been spoken
-            close_curves(run)
+            close_curves(run, well=False)  # unless that has been done already, at the end of a run that went well
 
 
-def close_curves(run: Run) -> None:
-    """Brings the curves to disk, and ends their file."""
+def close_curves(run: Run, *, well: bool) -> None:
+    """Brings the curves to disk, and ends their file.
+
+    Args:
+        run: that they are of.
+        well: whether it has come to its end.
+    """
     for logger in run.trainer.loggers:
         if isinstance(logger, TensorBoard):
-            logger.close()
+            logger.close(well=well)

@@ -163,11 +163,16 @@ class TensorBoard(loggers.TensorBoardLogger):
                 self.save()
 
     @rank_zero_only
-    def close(self) -> None:
-        """Ends the event file, if there is one."""
+    def close(self, *, well: bool) -> None:
+        """Ends the event file, if there is one.
+
+        Args:
+            well: whether the run has come to its end, as HPARAMS shows it.
+        """
         writer, self._writer = self._writer, None
         if writer is not None:
-            writer.describe_end()
+            if well:
+                writer.describe_end()
             writer.close()
 
 

@@ -112,7 +112,7 @@ def _run(chosen: config.TrainConfig, plain: dict[str, Any], run: Run) -> dict[st
             _calibrate(run)
         if run.data.rows("test") and not chosen.trainer.barebones:
             _test(run)
-        close_curves(run)
+        close_curves(run, well=True)
         if run.world.is_first and not chosen.trainer.fast_dev_run:
             run.last.write(directory / runs.METRICS, steps=steps, seconds=seconds)
     stopping = run.trainer.early_stopping_callback
