@@ -1,6 +1,8 @@
 """The solver reaches the optimum, and what it says of it is true."""
 
+import copy
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -39,6 +41,21 @@ def test_products_in_bfloat16_claim_no_more(problem: tuple[Problem, float]) -> N
     assert_never_nearer(found, optimum, parameters, solver, 1e-5)
 
 
+@pytest.mark.parametrize("takes_bfloat16", [False, True])
+def test_large_problems_claim_no_more(
+    problem: tuple[Problem, float], monkeypatch: pytest.MonkeyPatch, *, takes_bfloat16: bool
+) -> None:
+    monkeypatch.setattr("crossent.solvers.objective._SMALL", 0)  # so that all are
+    monkeypatch.setattr("crossent.solvers.machine.multiplies_bfloat16", lambda _: takes_bfloat16)
+    found, optimum = problem
+    parameters = found.parameters(torch.float32)
+    solver = found.solver(parameters, tol=1e-5)
+    assert solver.objective is not None
+    assert not solver.objective.matrix.has_ones
+    assert solver.objective.takes_bfloat16 == takes_bfloat16
+    assert_never_nearer(found, optimum, parameters, solver, 1e-5)
+
+
 def roughly(solver: NewtonCG) -> NewtonCG:
     """Has a solver multiply as where rows are many, on a machine that multiplies bfloat16 fast."""
     assert solver.objective is not None
@@ -68,6 +85,45 @@ def assert_never_nearer(
     rounded = 1e-13  # of the values that are compared
     assert all(claim + rounded >= true for claim, true in said)
     assert any(math.isfinite(claim) for claim, _ in said)
+
+
+def digits() -> Problem:
+    """Most of its rows are told apart long before the end."""
+    features, targets = bundled("digits", standardize=True)
+    return Problem(CrossEntropy(), features, targets, 1 / len(targets))
+
+
+@pytest.mark.parametrize("make", [digits, lambda: Problem(CrossEntropy(), *bundled("wine"), 1 / 178)])
+def test_in_one_go_it_is_the_same(make: Callable[[], Problem]) -> None:
+    problem = make()
+    stepped, gone = problem.parameters(), problem.parameters()
+    one, other = problem.solver(stepped, tol=1e-6), problem.solver(gone, tol=1e-6)
+
+    assert run(one) == other.solve(100)
+
+    assert all(torch.equal(*both) for both in zip(stepped, gone, strict=True))
+    assert one.last == other.last
+    assert one.passes == other.passes
+
+
+def test_goes_on_with_the_same_bits_from_any_step() -> None:
+    problem = digits()
+    parameters = problem.parameters()
+    whole = problem.solver(parameters, tol=1e-8)
+    steps = run(whole)
+    again = problem.parameters()
+    solver = problem.solver(again, tol=1e-8)
+    is_far = []
+    for _ in range(steps):
+        solver.step()
+        saved = copy.deepcopy(solver.state_dict())
+        is_far.append(saved["param_groups"][0]["memory"]["is_far"])
+        solver = problem.solver(again, tol=1e-8)
+        solver.load_state_dict(saved)
+
+    assert all(torch.equal(*both) for both in zip(parameters, again, strict=True))
+    assert solver.passes == whole.passes
+    assert set(is_far) == {True, False}
 
 
 def test_there_are_twenty_problems() -> None:

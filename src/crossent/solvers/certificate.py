@@ -15,13 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossent.solvers import preconditioners
 from crossent.solvers.conjugate_gradients import Lanczos, Progress
 from crossent.solvers.evaluation import Evaluation, dot
 from crossent.solvers.objective import Objective
 from crossent.solvers.preconditioners import Preconditioner
 
 # How often the intercepts' slopes are brought nearer to 0, and what they may cost of what is allowed.
-_LEVELLINGS, _LEVEL = 4, 0.05
+_LEVELLINGS, _LEVEL = 4, 0.1
 # Outputs up to which the intercepts' own Hessian is solved.
 _FEW_OUTPUTS = 1024
 # By how much the smallest eigenvalue may be below the smallest Ritz value.
@@ -45,8 +46,15 @@ class Aim(NamedTuple):
     changed: float
 
 
-def aim(objective: Objective, start: Evaluation, there: Evaluation, dtype: torch.dtype, allowed: float) -> Aim:
-    """Finds what a step aims at, by a few passes through the rows.
+def aim(
+    objective: Objective,
+    start: Evaluation,
+    there: Evaluation,
+    left_over: Tensor,
+    dtype: torch.dtype,
+    allowed: float,
+) -> Aim:
+    """Finds what a step aims at, by a pass through the rows, or a few.
 
     The mean slopes of the intercepts have to vanish there, so it aims a little beside where the step leads.
 
@@ -54,17 +62,24 @@ def aim(objective: Objective, start: Evaluation, there: Evaluation, dtype: torch
         objective: what is minimised.
         start: where the step starts.
         there: where it leads.
+        left_over: of Newton's equation by the step, (outputs, columns): about the residual before any levelling.
         dtype: of the products.
         allowed: what the bound may come to.
     """
     levels = objective.intercept and objective.outputs <= _FEW_OUTPUTS
     inverse: Tensor | None = None
     lift = start.at.new_zeros(objective.outputs)
+    slopes = left_over[:, -1].to(torch.float64)
+    if levels and bool(slopes.any()):
+        inverse = _of_intercepts(objective, start)
+        lift -= inverse @ slopes
+        if objective.visits.keeps:  # as exactly as it is needed, nearly always, and in half the time of a pass
+            lift -= inverse @ objective.aimed_slopes(start, there, lift, dtype)
     for _ in range(_LEVELLINGS):
         residual, left = objective.aim(start, there, lift, dtype)
         more, changed = objective.costs.level(residual[:, -1], there.smallest) if objective.intercept else (0.0, 0.0)
-        if changed and objective.largest is not None:
-            changed *= float(torch.linalg.vector_norm(objective.largest))
+        if changed:
+            changed *= objective.longest
         by_residual = changed**2 / (2 * objective.l2) if objective.l2 else 0.0
         if not levels or more + by_residual <= _LEVEL * allowed:
             break
@@ -79,8 +94,7 @@ def _of_intercepts(objective: Objective, start: Evaluation) -> Tensor:
     hessian = objective.intercepts(start)
     if objective.costs.has_gauge:
         hessian += hessian.diagonal().mean() / len(hessian)
-    inverse: Tensor = torch.linalg.pinv(hessian, hermitian=True)
-    return inverse
+    return preconditioners.inverse(hessian.unsqueeze(0))[0]
 
 
 def lower_bound(objective: Objective, aimed: Aim, behind: Evaluation, dtype: torch.dtype) -> float:

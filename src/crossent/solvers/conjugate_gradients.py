@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossent.solvers.evaluation import dot
 from crossent.solvers.preconditioners import Preconditioner
 
 
@@ -17,6 +16,7 @@ class Solved(NamedTuple):
 
     Attributes:
         direction: (outputs, columns).
+        residual: of Newton's equation there, (outputs, columns).
         steps: products with the Hessian that it took.
         first: ⟨gradient, precondition(gradient)⟩.
         decrease: of the quadratic model.
@@ -24,6 +24,7 @@ class Solved(NamedTuple):
     """
 
     direction: Tensor
+    residual: Tensor
     steps: int
     first: float
     decrease: float
@@ -34,7 +35,7 @@ class Progress(NamedTuple):
     """How far conjugate gradients are.
 
     Attributes:
-        residual: (outputs, columns).
+        residual: (outputs · columns,).
         size: ⟨residual, precondition(residual)⟩.
         first: the same in the beginning.
         decrease: of the quadratic model so far.
@@ -51,6 +52,7 @@ class Progress(NamedTuple):
 def solve(
     product: Callable[[Tensor], Tensor],
     gradient: Tensor,
+    moved: Tensor,
     precondition: Preconditioner,
     enough: Callable[[Progress], bool],
     most: int,
@@ -62,33 +64,34 @@ def solve(
     Args:
         product: H times a direction.
         gradient: (outputs, columns).
+        moved: precondition(gradient).
         precondition: about H's inverse times a residual.
         enough: whether to stop.
         most: iterations.
     """
-    direction, residual = torch.zeros_like(gradient), gradient.clone()
-    moved = precondition(residual)
-    along = -moved
-    size = first = dot(residual, moved)
+    shape = gradient.shape
+    residual, moved = gradient.clone().view(-1), moved.reshape(-1)
+    direction, along = torch.zeros_like(residual), -moved
+    size = first = torch.dot(residual, moved).item()
     steps, decrease = 0, 0.0
     lanczos = Lanczos()
     while steps < most and size > 0:
-        bent = product(along)
+        bent = product(along.view(shape)).view(-1)
         steps += 1
-        curvature = dot(along, bent)
+        curvature = torch.dot(along, bent).item()
         if not curvature > 0:  # rounding, where nothing is left to gain
             break
         length = size / curvature
         direction.add_(along, alpha=length)
         residual.add_(bent, alpha=length)
         decrease += length * size / 2
-        moved = precondition(residual)
-        before, size = size, dot(residual, moved)
+        moved = precondition(residual.view(shape)).view(-1)
+        before, size = size, torch.dot(residual, moved).item()
         lanczos.add(length, size / before)
         if enough(Progress(residual, size, first, decrease, lanczos)):
             break
         along = torch.sub(along.mul_(size / before), moved)
-    return Solved(direction, steps, first, decrease, lanczos)
+    return Solved(direction.view(shape), residual.view(shape), steps, first, decrease, lanczos)
 
 
 class Lanczos:

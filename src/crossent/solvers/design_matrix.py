@@ -36,6 +36,9 @@ class DesignMatrix:
         shift: (features,), in double precision, what the features are shifted by; zeros without an intercept.
         features: how many.
         columns: how many, that of ones included.
+        has_ones: whether parts have the column of ones; without it they are as wide as matrix products are fast at, and
+            may be the features themselves, but its products are calls of their own.
+        multiplied: the precision in which they are multiplied most, if that is known: only in that they are kept ready.
         passes: through all rows, so far.
     """
 
@@ -53,6 +56,8 @@ class DesignMatrix:
         rows = max(_FEWEST_ROWS, min(numbers // outputs, 2 * numbers // self.columns))
         self.slices = [slice(start, min(start + rows, len(self))) for start in range(0, len(self), rows)]
         self._ready: dict[torch.dtype, list[tuple[slice, Tensor]]] = {}
+        self.has_ones = intercept
+        self.multiplied: torch.dtype | None = None
         self.passes = 0
 
     def __len__(self) -> int:
@@ -62,6 +67,11 @@ class DesignMatrix:
     def device(self) -> torch.device:
         """On which the parts are."""
         return torch.device("cpu") if isinstance(self._features, Mapped) else self._features.device
+
+    @property
+    def fits(self) -> bool:
+        """Whether all parts stay in memory, in single precision."""
+        return isinstance(self._features, Tensor) and len(self) * self.columns * 4 <= _READY_BYTES
 
     def weights(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A head's weight, (outputs, features), and bias, (outputs,), as the weights of these columns."""
@@ -96,16 +106,22 @@ class DesignMatrix:
         return weights
 
     def parts(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """Some rows at a time, and all columns of them, (rows, columns); valid until the next ones."""
+        """Some rows at a time, and all columns of them, (rows, columns); valid until the next ones.
+
+        Without the last one where `has_ones` is not set.
+        """
         self.passes += 1
         if isinstance(self._features, Mapped):
             yield from self._from_file(self._features, dtype)
             return
         ready = self._ready.get(dtype)
-        if ready is None and len(self) * self.columns * dtype.itemsize <= _READY_BYTES:
+        keeps = self.multiplied in (None, dtype) and len(self) * self.columns * dtype.itemsize <= _READY_BYTES
+        if ready is None and keeps:
             whole = self._features
-            if self._intercept or self._is_shifted or dtype != whole.dtype:
-                whole = self._prepared(whole, self._new(len(self), dtype))
+            if self.has_ones or self._is_shifted or dtype != whole.dtype:
+                whole = self._new(len(self), dtype)
+                for rows in self.slices:  # a part stays in a cache while it is shifted and rounded
+                    self._prepared(self._features[rows], whole[rows])
             ready = self._ready[dtype] = [(rows, whole[rows]) for rows in self.slices]
         if ready is not None:
             yield from ready
@@ -114,10 +130,20 @@ class DesignMatrix:
         for rows in self.slices:
             yield rows, self._prepared(self._features[rows], memory[: rows.stop - rows.start])
 
+    def is_ready(self, dtype: torch.dtype) -> bool:
+        """Whether the parts of a precision stay valid."""
+        return dtype in self._ready
+
     def take(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """The rows with these indices, (n, columns)."""
         found = self._features.read(rows) if isinstance(self._features, Mapped) else self._features[rows]
-        return self._prepared(found, self._new(len(rows), dtype))
+        return self.with_ones(self._prepared(found, self._new(len(rows), dtype)))
+
+    def with_ones(self, part: Tensor) -> Tensor:
+        """All columns of some rows, (rows, columns)."""
+        if self.has_ones or not self._intercept:
+            return part
+        return torch.cat([part, part.new_ones(len(part), 1)], 1)
 
     def _from_file(self, features: Mapped, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """While a window is worked on, a thread reads the next."""
@@ -141,16 +167,18 @@ class DesignMatrix:
         count = features.shape[1]
         if self._is_shifted and out.dtype == torch.float64:
             torch.sub(features, self.shift, out=out[:, :count])
-        elif self._is_shifted:
+        elif self._is_shifted and out.dtype == features.dtype:
             torch.sub(features, self.shift.to(features.dtype), out=out[:, :count])
+        elif self._is_shifted:  # in one call it would take ten times as long
+            out[:, :count] = features - self.shift.to(features.dtype)
         else:
             out[:, :count] = features
-        if self._intercept:
+        if self.has_ones:
             out[:, count] = 1
         return out
 
     def _new(self, rows: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(rows, self.columns, dtype=dtype, device=self.device)
+        return torch.empty(rows, self.features + self.has_ones, dtype=dtype, device=self.device)
 
 
 def _means(features: Features) -> Tensor:

@@ -18,6 +18,7 @@ class Evaluation:
         states: what tells how the rows' costs bend there, part by part; None: it was not kept.
         smallest: of what the costs' `level` goes by.
         smallest_lead: of a target's output over another class's, over all rows; NaN where it does not matter.
+        is_rough: whether it is good for a step only from which the optimum is still far.
     """
 
     at: Tensor
@@ -27,6 +28,7 @@ class Evaluation:
     states: list[Tensor] | None
     smallest: float
     smallest_lead: float
+    is_rough: bool = False
 
     @property
     def value(self) -> float:

@@ -13,6 +13,9 @@ from crossent.solvers.preconditioners import Kind
 #: told apart, so that there is nothing to be near to; the arithmetic has no more digits.
 End = Literal["tolerance", "endless", "separable", "precision"]
 
+_TINY = 1e-200  # of a decrease, which is to have powers
+# How many times over a step's slopes may leave what the step before has told.
+_BEND = 5.0
 # Steps that gain nothing, in single precision; fewer in double; and what one counts that gains next to nothing.
 _PATIENCE, _NEXT_TO_NOTHING = 3, 0.34
 
@@ -32,6 +35,9 @@ class Memory:
         passes: through the rows.
         precision: −1: products with the Hessian in bfloat16, all else in single; 0: all in single; 1: objective and
             gradient in double; 2: products with the Hessian as well.
+        is_far: whether the objective was evaluated roughly where the steps have led.
+        made_far: the same where the preconditioner was made.
+        leads_well: whether the last step has led well, so that the next one may leave something out.
     """
 
     lower: float = -math.inf
@@ -43,6 +49,9 @@ class Memory:
     stalled: float = 0.0
     passes: int = 0
     precision: int = 0
+    is_far: bool = False
+    made_far: bool = False
+    leads_well: bool = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,6 +62,11 @@ class Memory:
     def is_rough(self) -> bool:
         """Whether products are good to two or three digits only."""
         return self.precision < 0
+
+    @property
+    def has_rougher(self) -> bool:
+        """Whether a rougher arithmetic than that of objective and gradient is faster: that of the products."""
+        return abs(self.precision) == 1
 
     @property
     def product_dtype(self) -> torch.dtype:
@@ -67,6 +81,14 @@ class Memory:
     def relative(self, value: float) -> float:
         """How far a value is above the optimum at most, relative to that; infinite where no bound is known."""
         return (value - self.lower) / self.lower if self.lower > 0 else math.inf
+
+    def learn(self, decrease: float, gain: float) -> None:
+        """Takes in by how much a step's quadratic model was to decrease, and how much it has gained."""
+        self.bend = abs(decrease - gain) / decrease / math.sqrt(decrease) if decrease > _TINY else math.inf
+
+    def left(self, decrease: float) -> float:
+        """What the slopes that a step aims at may leave: it is of the fourth order of the step's length."""
+        return 0.0 if decrease <= _TINY else (_BEND * self.bend * decrease) ** 2
 
     def gained(self, gain: float, value: float, tolerated: float, *, told: bool) -> End | None:
         """Counts steps that gain nothing; first the arithmetic is made finer, and then there is no more to gain.

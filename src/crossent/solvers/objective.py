@@ -10,6 +10,7 @@ from crossent.losses import Loss
 from crossent.losses.convex import ConvexCosts, costs
 from crossent.processes import together
 from crossent.solvers import machine
+from crossent.solvers.active_rows import ActiveRows, active_rows
 from crossent.solvers.design_matrix import DesignMatrix
 from crossent.solvers.evaluation import Evaluation, dot
 from crossent.solvers.visits import Visits
@@ -77,16 +78,25 @@ class Objective:
         self.costs.lightest = -together.largest(-self.costs.lightest)[0]
         #: The largest number of each column, by size, (columns,); once one pass has seen them.
         self.largest: Tensor | None = None
+        self.longest = math.inf  # a row may be: the norm of that
         self.penalise(l2)
         self.numbers = outputs * self.matrix.columns
         self.is_small = self.rows * self.numbers <= _SMALL
+        self.matrix.has_ones &= self.is_small
         kept = len(targets) * self.costs.states * (8 if self.is_small else 4)
         keeps = kept <= machine.kept_bytes(targets.device)
-        self.visits = Visits(self.matrix, self.costs, keeps=keeps, first=first)
         takes = keeps and not self.is_small and machine.multiplies_bfloat16(targets.device)
+        # As all ranks can, since all have to ask one another for the same.
+        none_kept, none_taken, none_left = together.any_of(not keeps, not takes, not (keeps and self.matrix.fits))
+        self.visits = Visits(self.matrix, self.costs, keeps=not none_kept, first=first)
         #: Whether products may be in bfloat16: where they are many, and the machines of all ranks are fast at it.
-        self.takes_bfloat16 = not together.any_of(not takes)[0]
+        self.takes_bfloat16 = not none_taken
+        self._may_leave_out = not none_left
+        if self.takes_bfloat16:
+            self.matrix.multiplied = torch.bfloat16
+        #: With the Hessian, so far.
         self.products = 0
+        self._active: tuple[Evaluation, ActiveRows | None] | None = None
 
     def penalise(self, l2: float) -> None:
         """Sets λ; what was evaluated before is of another objective."""
@@ -109,7 +119,7 @@ class Objective:
         """
         if self.largest is None:
             return 0.0
-        rough = math.sqrt(dot(direction, direction) * dot(self.largest, self.largest))
+        rough = math.sqrt(dot(direction, direction)) * self.longest
         return rough if rough <= limit else float((direction.abs() @ self.largest).max())
 
     def recedes(self, direction: Tensor) -> bool:
@@ -128,39 +138,41 @@ class Objective:
         worst, largest = together.largest(-smallest, largest)
         return largest > _GAIN and worst <= _ROUNDED * largest
 
-    def evaluate(self, at: Tensor, dtype: torch.dtype) -> Evaluation:
+    def evaluate(self, at: Tensor, dtype: torch.dtype, multiplied: torch.dtype | None = None) -> Evaluation:
         """The objective and its gradient, by one pass through the rows.
 
         Args:
             at: weights, (outputs, columns).
-            dtype: of the products.
+            dtype: of the rows' outputs and costs.
+            multiplied: dtype of what is multiplied; None: the same.
         """
         leads = not self.l2 and self.costs.is_unbounded
         weights = at.to(dtype)
         is_zero = not self.is_small and not at.any()  # where every run begins
-        gradient: Tensor | None = None
+        gradient = torch.zeros_like(at)
         cost, smallest, lead = 0.0, torch.inf, torch.inf
         largest = torch.zeros_like(self.penalties) if self.largest is None else self.largest
         states: list[Tensor] = []
-        for rows, part in self.matrix.parts(dtype):
+        for rows, part in self.matrix.parts(multiplied or dtype):
             outputs = self.visits.zeros(dtype, part) if is_zero else self.visits.outputs(weights, part)
             if leads:
                 lead = min(lead, float(self.costs.leads(outputs, rows)))
             if self.largest is None:
-                largest = torch.maximum(largest, part.abs().amax(0).to(largest.dtype))
+                size = part.abs().amax(0).to(largest.dtype) * (1 + torch.finfo(part.dtype).eps)  # as it was rounded
+                least = size if len(size) == len(largest) else torch.cat([size, size.new_ones(1)])
+                largest = torch.maximum(largest, least)
             state = self.visits.state(outputs)
             found, low = self.costs.visit(outputs, rows, state)
             cost, smallest = cost + float(found), min(smallest, low)
-            slopes = torch.mm(outputs, part)
-            gradient = slopes.to(torch.float64) if gradient is None else gradient.add_(slopes)
+            self.visits.add_sums(gradient, outputs, part)
             if self.visits.keeps:
                 states.append(state)
-        gradient = torch.zeros_like(at) if gradient is None else gradient
         if together.ranks() > 1:
             (cost,) = together.add_up([gradient], [cost])
             lead, smallest, *all_largest = together.largest(-lead, -smallest, *largest.tolist())
             lead, smallest, largest = -lead, -smallest, largest.new_tensor(all_largest)
-        self.largest = largest
+        if self.largest is None:
+            self.largest, self.longest = largest, float(torch.linalg.vector_norm(largest))
         penalty = 0.0
         gradient /= self.total
         if self.l2:
@@ -170,24 +182,13 @@ class Objective:
         kept = states if self.visits.keeps else None
         return Evaluation(at, cost / self.total, penalty, gradient, kept, smallest, lead if leads else float("nan"))
 
-    def product(self, evaluation: Evaluation, direction: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The Hessian times a direction, (outputs, columns), by two products with the features.
-
-        Args:
-            evaluation: where.
-            direction: (outputs, columns).
-            dtype: of what is multiplied; None: the direction's.
-        """
-        self.products += 1
-        found: Tensor | None = None
-        for rows, part, (state,) in self.visits.known(direction.dtype, evaluation, features=dtype):
-            moved = self.visits.outputs(direction, part)
-            self.costs.bend(moved, rows, state)
-            product = torch.mm(moved.to(part.dtype), part)
-            found = product.to(direction.dtype) if found is None else found.add_(product)
-        found = together.total(torch.zeros_like(direction) if found is None else found)
-        found /= self.total
-        return found.addcmul_(direction, self.penalties_as[direction.dtype]) if self.l2 else found
+    def active(self, evaluation: Evaluation, dtype: torch.dtype, features: torch.dtype) -> ActiveRows | None:
+        """The rows that products may go by far from the optimum, as `active_rows` has it; None: all."""
+        if not self._may_leave_out:  # what is chosen would take too much memory, or be read again
+            return None
+        if self._active is None or self._active[0] is not evaluation:
+            self._active = evaluation, active_rows(self.visits, self.costs, evaluation, dtype, features)
+        return self._active[1]
 
     def aim(self, start: Evaluation, there: Evaluation, lift: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
         """What a certificate needs of a step, by one pass through the rows.
@@ -206,20 +207,24 @@ class Objective:
         for rows, part, (state, behind) in self.visits.known(dtype, start, there):
             changed, more = self.costs.aim(rows, state, behind, lift)
             left += float(more)
-            found += changed @ part
+            self.visits.add_sums(found, changed, part)
         if together.ranks() > 1:
             (left,) = together.add_up([found], [left])
         found /= self.total
         found += start.gradient
         return found.addcmul_(there.at - start.at, self.penalties), left / self.total
 
+    def aimed_slopes(self, start: Evaluation, there: Evaluation, lift: Tensor, dtype: torch.dtype) -> Tensor:
+        """The mean slopes of the intercepts that `aim` finds, (outputs,), from what is kept of both."""
+        found, lift = start.at.new_zeros(self.outputs), lift.to(dtype)
+        for rows, (state, behind) in self.visits.kept(dtype, start, there):
+            changed, _ = self.costs.aim(rows, state, behind, lift)
+            found += changed.sum(1)
+        return together.total(found).div_(self.total).add_(start.gradient[:, -1])
+
     def intercepts(self, evaluation: Evaluation) -> Tensor:
         """The Hessian by the intercepts alone, (outputs, outputs), in double precision."""
         found = torch.zeros(self.outputs, self.outputs, dtype=torch.float64, device=evaluation.at.device)
-        if evaluation.states is None:
-            for rows, _, (state,) in self.visits.known(torch.float32, evaluation):
-                found += self.costs.hessian_sum(rows, state)
-        else:  # without a pass through the features
-            for rows, state in zip(self.matrix.slices, evaluation.states, strict=True):
-                found += self.costs.hessian_sum(rows, state)
+        for rows, (state,) in self.visits.kept(None, evaluation):
+            found += self.costs.hessian_sum(rows, state)
         return together.total(found).div_(self.total)

@@ -21,25 +21,14 @@ _ROWS, _ROWS_A_COLUMN = 8192, 16
 _FEW_NUMBERS, _FEW_PRODUCTS = 128, 20_000_000
 # Columns up to which those of each output are taken together, and numbers of all these blocks.
 _FEW_COLUMNS, _FEW_BLOCK_NUMBERS = 1024, 2**26
-_AT_A_TIME = 2**22  # numbers
-_FEW_ENTRIES = 2**18
+# Of the mean of the rows' second derivatives by an output, the share below which a row hardly bends.
+_HARDLY = 0.1
 # Second derivatives by a weight below this share of the square of its column's largest number are none.
 _FLAT = 1e-14
 # Multiply-adds that a product is worth at least, since it has to be started; and how much slower those of blocks are.
-_STARTING, _SLOWER = 15e6, 1.3
+_STARTING, _SLOWER = 5e6, 1.3
 # What is added to a diagonal in proportion, the first time that a matrix turns out to have no Cholesky factor.
 _FIRST_SHIFT = {torch.float64: 1e-12, torch.float32: 1e-6}
-
-
-def make(kind: Kind, objective: Objective, at: Evaluation, dtype: torch.dtype) -> Preconditioner:
-    """Makes the preconditioner of a kind from the Hessian at some weights; for residuals of a precision."""
-    match kind:
-        case "whole":
-            return whole(objective, at)
-        case "blocks":
-            return blocks(objective, at, dtype)
-        case "diagonal":
-            return diagonal(objective, at, dtype)
 
 
 def takes_all(objective: Objective) -> bool:
@@ -63,7 +52,13 @@ def products_of_blocks(objective: Objective) -> float:
 
 
 def diagonal(objective: Objective, at: Evaluation, dtype: torch.dtype) -> Preconditioner:
-    """The Hessian's diagonal: what columns of different scale, and classes of different size, are in need of."""
+    """The Hessian's diagonal: what columns of different scale, and classes of different size, are in need of.
+
+    Args:
+        objective: whose Hessian.
+        at: where.
+        dtype: of residuals.
+    """
     found = at.at.new_zeros(at.at.shape, dtype=dtype)
     for part, rows, state, stands_for in objective.visits.evenly(at, dtype, _stride(objective)):
         found.addmm_(objective.costs.second_derivatives(rows, state), part.square(), alpha=stands_for)
@@ -76,22 +71,39 @@ def diagonal(objective: Objective, at: Evaluation, dtype: torch.dtype) -> Precon
 
 
 def blocks(objective: Objective, at: Evaluation, dtype: torch.dtype) -> Preconditioner:
-    """The Hessian by the weights of each output, all pairs of columns, without what is between outputs."""
+    """The Hessian by the weights of each output, all pairs of columns, without what is between outputs.
+
+    Of rows that hardly bend by an output, its block has the diagonal alone: they are many, once classes are told apart.
+
+    Args:
+        objective: whose Hessian.
+        at: where.
+        dtype: of residuals.
+    """
     outputs, columns = at.at.shape
+    bending, rows_seen = at.at.new_zeros(outputs, dtype=dtype), 0.0
     found = at.at.new_zeros(outputs, columns, columns, dtype=dtype)
+    own = at.at.new_zeros(outputs, columns, dtype=dtype)
+    seen: list[tuple[Tensor, Tensor, int]] = []
     for part, rows, state, stands_for in objective.visits.evenly(at, dtype, _stride(objective)):
-        bends = objective.costs.second_derivatives(rows, state)
-        step = max(1, _AT_A_TIME // part.numel())
-        for first in range(0, outputs, step):
-            some = slice(first, first + step)
-            weighted = bends[some].unsqueeze(1) * part.t()
-            found[some].baddbmm_(weighted, part.expand(len(weighted), -1, -1), alpha=stands_for)
+        seen.append((part, objective.costs.second_derivatives(rows, state), stands_for))
+        bending += seen[-1][1].sum(1)
+        rows_seen += len(part)
+    if together.ranks() > 1:
+        (rows_seen,) = together.add_up([bending], [rows_seen])
+    least = _HARDLY * bending.unsqueeze(1) / max(1.0, rows_seen)
+    for part, bends, stands_for in seen:
+        bent = bends >= least
+        for output, which in enumerate(bent):
+            chosen = which.nonzero().squeeze(1)
+            taken, weights = part.index_select(0, chosen), bends[output].index_select(0, chosen)
+            found[output].addmm_((taken * weights.unsqueeze(1)).t(), taken, alpha=stands_for)
+        own.addmm_(bends.masked_fill_(bent, 0), part.square(), alpha=stands_for)
+    found.diagonal(dim1=1, dim2=2).add_(own)
     found = together.total(found) / objective.total
     found.diagonal(dim1=1, dim2=2).add_(objective.penalties_as[dtype])
-    inverse = _inverse(found)
-    if inverse.numel() <= _FEW_ENTRIES:  # too few for a call of the matrix product's routine for each output
-        return lambda residual: (inverse * residual.unsqueeze(1)).sum(2)
-    return lambda residual: torch.bmm(inverse, residual.unsqueeze(2)).squeeze(2)
+    inverses = inverse(found)  # which are symmetric; from the left they are multiplied up to eight times as fast
+    return lambda residual: torch.bmm(residual.unsqueeze(1), inverses).squeeze(1)
 
 
 def whole(objective: Objective, at: Evaluation) -> Preconditioner:
@@ -99,12 +111,14 @@ def whole(objective: Objective, at: Evaluation) -> Preconditioner:
     outputs, columns = at.at.shape
     found: Tensor | None = None
     for part, rows, state, _ in objective.visits.evenly(at, torch.float64, 1):
-        bends = objective.costs.hessians(rows, state).view(outputs * outputs, -1)
-        weighted = (bends.t().unsqueeze(2) * part.unsqueeze(1)).reshape(len(part), -1)
-        found = torch.mm(part.t(), weighted) if found is None else found.addmm_(part.t(), weighted)
-    found = at.at.new_zeros(columns, outputs * outputs * columns) if found is None else found
+        transposed = part.t().contiguous()  # which is multiplied a sixth faster
+        bends = objective.costs.hessians(rows, state).unsqueeze(2)
+        weighted = (bends * transposed).view(-1, len(part))
+        product = torch.mm(weighted, transposed.t())
+        found = product if found is None else found.add_(product)
+    found = at.at.new_zeros(outputs**2 * columns, columns) if found is None else found
     found = together.total(found).div_(objective.total)
-    square = found.view(columns, outputs, outputs, columns).permute(1, 0, 2, 3).contiguous()
+    square = found.view(outputs, outputs, columns, columns).transpose(1, 2).contiguous()
     pairs = square.diagonal(dim1=1, dim2=3)  # of outputs, column by column
     own = pairs.diagonal(dim1=0, dim2=1)  # (columns, outputs)
     if objective.l2:
@@ -117,8 +131,8 @@ def whole(objective: Objective, at: Evaluation) -> Preconditioner:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not int(failed):
         return lambda residual: torch.cholesky_solve(residual.view(-1, 1), factor).view_as(residual)
-    inverse = _inverse(matrix.unsqueeze(0))[0]
-    return lambda residual: torch.mv(inverse, residual.view(-1)).view_as(residual)
+    solution = inverse(matrix.unsqueeze(0))[0]
+    return lambda residual: torch.mv(solution, residual.view(-1)).view_as(residual)
 
 
 def _stride(objective: Objective) -> int:
@@ -129,7 +143,7 @@ def _rows(objective: Objective) -> int:
     return max(_ROWS, _ROWS_A_COLUMN * objective.matrix.columns)
 
 
-def _inverse(matrices: Tensor) -> Tensor:
+def inverse(matrices: Tensor) -> Tensor:
     """Of symmetric matrices, (matrices, n, n), none of whose eigenvalues is below 0; those that are 0 are raised.
 
     Rows and columns of zeros stay so.

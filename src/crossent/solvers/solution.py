@@ -74,14 +74,7 @@ def minimize(
         parameters.append(Parameter(torch.zeros(outputs, dtype=torch.float64, device=device)))
     objective = Objective(loss, features, targets, sample_weight, outputs=outputs, l2=l2, intercept=bias)
     solver = NewtonCG(parameters, objective, tol=tol)
-    end: End | None = None
-    for step in range(max_steps):
-        solver.is_last = step + 1 == max_steps
-        solver.step()
-        assert solver.last is not None
-        end = solver.last.end
-        if end is not None:
-            break
+    steps = solver.solve(max_steps)
     assert solver.last is not None
     assert solver.reached is not None
     found = [parameter.detach() for parameter in parameters]
@@ -90,8 +83,8 @@ def minimize(
         found[1] if bias else None,
         solver.reached.value,
         solver.last.following,
-        step + 1,
+        steps,
         objective.products,
         objective.matrix.passes,
-        end,
+        solver.last.end,
     )

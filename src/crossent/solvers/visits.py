@@ -1,6 +1,6 @@
 """Goes through the rows part by part, with what is known of them at some weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,18 +43,35 @@ class Visits:
         self.keeps = keeps
         self._matrix = matrix
         self._costs = costs
-        self._first = first
-        self._memory: dict[tuple[torch.dtype, int], Tensor] = {}
+        self.first = first
+        self._memory: dict[torch.dtype, dict[int, Tensor]] = {}  # by precision and rows, over one another
         self._free: dict[tuple[torch.dtype, int], list[Tensor]] = {}
         self._samples: dict[int, _Sample] = {}
         self._narrow: tuple[list[Tensor], list[Tensor]] | None = None  # states, and the same in another precision
 
     def outputs(self, weights: Tensor, part: Tensor) -> Tensor:
         """Of some rows, (outputs, rows), in the weights' precision and in memory that the next call takes over."""
-        found = self._own(weights.dtype, len(part))
-        if part.dtype == weights.dtype:
+        found, count = self._own(weights.dtype, len(part)), part.shape[1]
+        has_ones, is_narrow = count == weights.shape[1], part.dtype != weights.dtype
+        if has_ones and not is_narrow:
             return torch.mm(weights, part.t(), out=found)
-        return found.copy_(torch.mm(weights.to(part.dtype), part.t(), out=self._own(part.dtype, len(part))))
+        weights, intercepts = weights[:, :count], weights[:, count:]
+        if not is_narrow:
+            return torch.addmm(intercepts, weights, part.t(), out=found)
+        narrow = torch.mm(weights.to(part.dtype), part.t(), out=self._own(part.dtype, len(part)))
+        return found.copy_(narrow) if has_ones else torch.add(narrow, intercepts, out=found)
+
+    def add_sums(self, found: Tensor, slopes: Tensor, part: Tensor, share: float = 1.0) -> None:
+        """Adds what some rows' slopes, (outputs, rows), come to by the weights, (outputs, columns), times a share."""
+        count = part.shape[1]
+        has_ones = count == found.shape[1]
+        inner = found if has_ones else found[:, :count]
+        if slopes.dtype == part.dtype == found.dtype:
+            inner.addmm_(slopes, part, alpha=share)
+        else:
+            inner.add_(torch.mm(slopes.to(part.dtype), part), alpha=share)
+        if not has_ones:
+            found[:, count].add_(slopes.sum(1), alpha=share)
 
     def zeros(self, dtype: torch.dtype, part: Tensor) -> Tensor:
         """The outputs by weights of 0, likewise."""
@@ -70,6 +87,10 @@ class Visits:
         states, evaluation.states = evaluation.states, None
         for state in states or ():
             self._free.setdefault((state.dtype, state.shape[1]), []).append(state)
+
+    def holds(self, evaluation: Evaluation, dtype: torch.dtype) -> bool:
+        """Whether all that `known` goes through stays in memory, with the features in a precision."""
+        return evaluation.states is not None and self._matrix.is_ready(dtype)
 
     def known(
         self, dtype: torch.dtype, *evaluations: Evaluation, features: torch.dtype | None = None
@@ -93,6 +114,21 @@ class Visits:
                 self._costs.visit(outputs, rows, found[-1])
             yield rows, part, found
 
+    def kept(self, dtype: torch.dtype | None, *evaluations: Evaluation) -> Iterator[tuple[slice, Sequence[Tensor]]]:
+        """Rows and their states at some weights, part by part, without a pass through the features if they are kept.
+
+        Args:
+            dtype: of the states; None: as they are.
+            evaluations: at which weights.
+        """
+        if not all(each.states is not None for each in evaluations):
+            for rows, _, states in self.known(dtype or torch.float32, *evaluations):
+                yield rows, states
+            return
+        kept = [each.states if dtype is None else self._cast(each.states, dtype) for each in evaluations if each.states]
+        for rows, *found in zip(self._matrix.slices, *kept, strict=True):
+            yield rows, found
+
     def evenly(
         self, evaluation: Evaluation, dtype: torch.dtype, stride: int
     ) -> Iterator[tuple[Tensor, Which, Tensor, int]]:
@@ -109,12 +145,12 @@ class Visits:
         """
         if stride <= 1:
             for rows, part, (state,) in self.known(dtype, evaluation):
-                yield part, rows, state, 1
+                yield self._matrix.with_ones(part), rows, state, 1
             return
         sample = self._samples.get(stride)
         if sample is None:
             device = self._matrix.device
-            chosen = torch.arange(-self._first % stride, len(self._matrix), stride, device=device)
+            chosen = torch.arange(-self.first % stride, len(self._matrix), stride, device=device)
             features = self._matrix.take(chosen, torch.float32)
             sample = self._samples[stride] = _Sample(chosen, features, features.new_empty(0))
         if sample.evaluation is not evaluation:
@@ -125,10 +161,15 @@ class Visits:
 
     def _own(self, dtype: torch.dtype, rows: int) -> Tensor:
         """Memory for some rows' outputs, (outputs, rows)."""
-        found = self._memory.get((dtype, rows))
+        views = self._memory.setdefault(dtype, {})
+        found = views.get(rows)
         if found is None:
-            found = torch.empty(self._costs.outputs, rows, dtype=dtype, device=self._matrix.device)
-            self._memory[dtype, rows] = found
+            numbers = self._costs.outputs * rows
+            largest = views[max(views)] if views else torch.empty(0, dtype=dtype, device=self._matrix.device)
+            if largest.numel() < numbers:
+                views.clear()
+                largest = largest.new_empty(numbers)
+            found = views[rows] = largest.view(-1)[:numbers].view(-1, rows)
         return found
 
     def _cast(self, states: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -144,7 +144,7 @@ class LogisticCosts(ConvexCosts):
         (output,), (below, above) = outputs, state
         opposite = output * self._minus_signs.of(rows, output)
         largest = float(torch.linalg.vector_norm(output, torch.inf)) if len(output) else 0.0
-        costs = (torch.nn.functional.softplus(opposite) * self._weights.of(rows)).sum()
+        costs = torch.dot(torch.nn.functional.softplus(opposite).to(torch.float64), self._weights.of(rows))
         torch.sigmoid(output, out=above)
         torch.sigmoid(output.neg_(), out=below)
         torch.mul(opposite.sigmoid_(), self._minus_signed.of(rows, output), out=output)
