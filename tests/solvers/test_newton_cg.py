@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from crossent.losses import Binary, CrossEntropy, Focal
 from crossent.losses.convex import NotConvexError
-from crossent.solvers import NewtonCG, Objective, minimize
+from crossent.solvers import NewtonCG, Objective, design_matrix, minimize, preconditioners
 from solvers.problems import Problem, bundled, drawn, run, twenty
 
 PROBLEMS = twenty()
@@ -159,6 +159,22 @@ def test_every_preconditioner_leads_there(kind: Literal["whole", "blocks", "diag
 
     assert problem.value(parameters).item() == pytest.approx(problem.optimum(), rel=1e-10)
     assert steps < 12
+
+
+def test_blocks_are_the_same_where_parts_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def solution() -> torch.Tensor:
+        problem = Problem(CrossEntropy(), *drawn(900, 12, 5, scales=1), 1e-3)
+        objective = problem.solver(problem.parameters()).objective
+        assert objective is not None
+        zeros = objective.evaluate(torch.zeros(5, 13, dtype=torch.float64), torch.float64)
+        slopes = torch.randn(5, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        return preconditioners.blocks(objective, zeros, torch.float64)(slopes)
+
+    held = solution()
+    monkeypatch.setattr("crossent.solvers.design_matrix._READY_BYTES", 0)
+    monkeypatch.setitem(design_matrix._PART_NUMBERS, "cpu", 100)  # rows come in parts of 256
+
+    torch.testing.assert_close(solution(), held, rtol=1e-9, atol=1e-12)
 
 
 def test_products_in_bfloat16_give_way_where_they_are_too_rough() -> None:

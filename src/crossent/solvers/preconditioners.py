@@ -84,15 +84,16 @@ def blocks(objective: Objective, at: Evaluation, dtype: torch.dtype) -> Precondi
     bending, rows_seen = at.at.new_zeros(outputs, dtype=dtype), 0.0
     found = at.at.new_zeros(outputs, columns, columns, dtype=dtype)
     own = at.at.new_zeros(outputs, columns, dtype=dtype)
-    seen: list[tuple[Tensor, Tensor, int]] = []
-    for part, rows, state, stands_for in objective.visits.evenly(at, dtype, _stride(objective)):
-        seen.append((part, objective.costs.second_derivatives(rows, state), stands_for))
-        bending += seen[-1][1].sum(1)
+    bends_of_parts: list[Tensor] = []
+    for part, rows, state, _ in objective.visits.evenly(at, dtype, _stride(objective)):
+        bends_of_parts.append(objective.costs.second_derivatives(rows, state))
+        bending += bends_of_parts[-1].sum(1)
         rows_seen += len(part)
     if together.ranks() > 1:
         (rows_seen,) = together.add_up([bending], [rows_seen])
     least = _HARDLY * bending.unsqueeze(1) / max(1.0, rows_seen)
-    for part, bends, stands_for in seen:
+    again = objective.visits.evenly(at, dtype, _stride(objective))  # since parts are valid until the next ones
+    for bends, (part, _, _, stands_for) in zip(bends_of_parts, again, strict=True):
         bent = bends >= least
         for output, which in enumerate(bent):
             chosen = which.nonzero().squeeze(1)
