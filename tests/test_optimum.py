@@ -80,6 +80,7 @@ def test_the_start_does_not_matter(train: Train) -> None:
         (["model.l2=0", "data=iris"], "but no finite weights have that"),
         (["trainer.max_steps=3"], "stopped by the run's limit (trainer.max_steps) before optimizer.tol=1e-06"),
         (["optimizer.tol=1e-15"], "as near as the arithmetic gets: cost + penalty"),
+        (["loss=hinge", "model.l2=0"], "optimum reached: no row costs anything, after"),
     ],
 )
 def test_says_why_it_did_not_get_there(options: list[str], said: str, train: Train) -> None:
@@ -97,7 +98,6 @@ def test_says_why_it_did_not_get_there(options: list[str], said: str, train: Tra
         (["loss=poly1"], ["loss=poly1: not convex"]),
         (["loss=generalized_cross_entropy"], ["loss=generalized_cross_entropy: not convex"]),
         (["loss=symmetric_cross_entropy"], ["loss=symmetric_cross_entropy: not convex"]),
-        (["loss=hinge"], ["loss.p=1", "use loss.p=2"]),
         (["loss=cross_entropy", "loss.z_loss=0.1"], ["loss.z_loss=0.1: not convex"]),
         (["data.batch_size=64"], ["data.batch_size=64", "use data.batch_size=full"]),
         (["scheduler=cosine"], ["scheduler=cosine", "no learning rate"]),
@@ -146,7 +146,10 @@ def test_a_loss_of_the_users_own_may_be_convex(workplace: Path, train: Train, mo
     assert_answered_in_one_line(squared, ["loss._target_=own_convex.Squared", "not convex", "lbfgs"])
 
 
-@pytest.mark.parametrize("options", [(), ("data.val_fraction=0",), ("optimizer.tol=1e-9",), (PATH, "model.l2=0")])
+@pytest.mark.parametrize(
+    "options",
+    [(), ("data.val_fraction=0",), ("optimizer.tol=1e-9",), (PATH, "model.l2=0"), ("loss=hinge", "optimizer.tol=1e-4")],
+)
 @pytest.mark.parametrize("stop", [2, 5])
 def test_a_stopped_run_ends_as_if_it_had_not_been(options: tuple[str, ...], stop: int, train: Train) -> None:
     whole = train(*SOLVED, *options)
@@ -159,18 +162,24 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(options: tuple[str, ...], stop
     assert_same_run(whole, resumed)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_that_share_the_rows_come_to_the_same_weights(ranks: int, train: Train, start: Train) -> None:
-    options = (*SOLVED, "optimizer.tol=1e-12", DOUBLE)
+@pytest.mark.parametrize(
+    ("ranks", "loss", "tol", "near"),
+    [(2, "cross_entropy", 1e-12, 1e-8), (3, "auto", 1e-12, 1e-8), (2, "hinge", 1e-6, 1e-3)],
+)
+def test_ranks_that_share_the_rows_come_to_the_same_weights(
+    ranks: int, loss: str, tol: float, near: float, train: Train, start: Train
+) -> None:
+    options = (*SOLVED, f"loss={loss}", f"optimizer.tol={tol}", DOUBLE)
     alone = train(*options)
 
     shared = start(*options, "accelerator=ddp_cpu", f"accelerator.devices={ranks}")
 
     assert shared.code == 0, shared.err
     weight = alone.checkpoint()["state_dict"]["head.weight"]
-    torch.testing.assert_close(shared.checkpoint()["state_dict"]["head.weight"], weight, rtol=0, atol=1e-8)
-    assert shared.metrics["steps"] == alone.metrics["steps"]
-    assert shared.metrics["train/suboptimality"] <= 1e-12
+    torch.testing.assert_close(shared.checkpoint()["state_dict"]["head.weight"], weight, rtol=0, atol=near)
+    if loss != "hinge":  # near whose kinks the last digits of sums decide over steps
+        assert shared.metrics["steps"] == alone.metrics["steps"]
+    assert shared.metrics["train/suboptimality"] <= tol
 
 
 def test_rows_in_a_file_come_to_the_same_weights(workplace: Path, train: Train) -> None:

@@ -7,15 +7,18 @@
 - ``fit``: the small problems through ``crossent-train``: what ``Trainer.fit`` adds to the solver.
 - ``path``: 20 penalties on digits: one path, twenty single fits, and scikit-learn's LogisticRegressionCV on the same
   penalties, training rows and validation rows.
+- ``hinge``: the time to certified optima of a support vector machine of many classes, how far PyTorch's L-BFGS gets,
+  and, of two classes, scikit-learn's SVC.
 - ``file``: rows of a 4 GB file, which stay there: time, anonymous memory, passes through the file.
 
-    python scripts/bench/solvers.py [--parts solve fit path file] [--repeats 5] [--only NAME …] [--plot PNG]
+    python scripts/bench/solvers.py [--parts solve fit path hinge file] [--repeats 5] [--only NAME …] [--plot PNG]
 
 Unset OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE where they are set, which slow NumPy down, and so scikit-learn.
 """
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -39,10 +42,11 @@ from matplotlib.ticker import NullFormatter
 from measuring import verdict, watched
 from sklearn import datasets
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
 from crossent import cli
-from crossent.losses import Binary, CrossEntropy
+from crossent.losses import Binary, CrossEntropy, Hinge
 from crossent.solvers import NewtonCG, Objective, minimize
 from crossent.train import command
 from crossent.training import train
@@ -80,6 +84,10 @@ def problem(name: str) -> Rows:
     if name == "50,000 × 256 × 100":
         features = generator.standard_normal((50_000, 256), dtype=np.float32)
         logits = features @ (0.1 * generator.standard_normal((256, 100), dtype=np.float32))
+        return Rows(features, (logits + generator.gumbel(size=logits.shape)).argmax(1))
+    if name == "20,000 × 100 × 20":
+        features = generator.standard_normal((20_000, 100), dtype=np.float32)
+        logits = features @ (0.4 * generator.standard_normal((100, 20), dtype=np.float32))
         return Rows(features, (logits + generator.gumbel(size=logits.shape)).argmax(1))
     features = generator.standard_normal((20_000, 54))
     logits = features @ (0.2 * generator.standard_normal((54, 7)))
@@ -407,6 +415,79 @@ def path(repeats: int) -> dict[str, Any]:
     return taken
 
 
+def hinge(repeats: int) -> dict[str, Any]:
+    """Prints how long the hinge's optima take, whose costs have kinks."""
+    report: dict[str, Any] = {}
+    print(f"\n{'hinge, C = 1':58}{'median s':>10}{'min':>9}{'max':>9}{'suboptimality':>15}")
+    for name in (*SMALL, "digits", "digits, standardized", "20,000 × 54 × 7, scaled", "20,000 × 100 × 20"):
+        rows = problem(name)
+        best = _hinge_value(rows, *_hinges(rows, 1e-8))
+        cases: dict[str, Callable[[], tuple[Numbers, Numbers]]] = {
+            "crossent, certified to 1e-3": functools.partial(_hinges, rows, 1e-3),
+            "crossent, certified to 1e-6": functools.partial(_hinges, rows, 1e-6),
+            "torch.optim.LBFGS, 1,000 iterations": functools.partial(_hinges_by_lbfgs, rows),
+        }
+        if rows.targets.max() == 1:
+            cases["scikit-learn SVC (libsvm)"] = functools.partial(_machine, rows)
+        for label, measure in cases.items():
+            times: list[float] = []
+            with threads(2):
+                for _ in range(repeats):
+                    started = time.perf_counter()
+                    found = measure()
+                    times.append(time.perf_counter() - started)
+            distance = _hinge_value(rows, *found) / best - 1
+            case = f"{name}: {label}"
+            print(f"{case:58}{statistics.median(times):10.4f}{min(times):9.4f}{max(times):9.4f}{distance:15.1e}")
+            report[case] = {"seconds": times, "suboptimality": distance}
+    return report
+
+
+def _hinges(rows: Rows, tol: float) -> tuple[Numbers, Numbers]:
+    """Crossent's."""
+    targets = torch.from_numpy(rows.targets).long()
+    found = minimize(Hinge(), torch.from_numpy(rows.features), targets, l2=1 / len(targets), tol=tol, max_steps=300)
+    assert found.bias is not None
+    return found.weight.numpy(), found.bias.numpy()
+
+
+def _hinges_by_lbfgs(rows: Rows) -> tuple[Numbers, Numbers]:
+    """PyTorch's, on columns of mean 0 and deviation 1, as far as it gets."""
+    mean, scale = rows.features.mean(0), rows.features.std(0)
+    scale = np.where(scale > 0, scale, 1)
+    features, targets = torch.from_numpy((rows.features - mean) / scale), torch.from_numpy(rows.targets).long()
+    weight = torch.zeros(int(targets.max()) + 1, features.shape[1], dtype=features.dtype, requires_grad=True)
+    bias = torch.zeros(len(weight), dtype=features.dtype, requires_grad=True)
+    by = torch.from_numpy(scale)
+    settings: dict[str, Any] = {"max_iter": 1000, "tolerance_grad": 0, "tolerance_change": 0}
+    optimizer = torch.optim.LBFGS([weight, bias], line_search_fn="strong_wolfe", **settings)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        cost = torch.nn.functional.multi_margin_loss(torch.nn.functional.linear(features, weight, bias), targets)
+        found = cost + (weight / by).square().sum() / (2 * len(targets))
+        found.backward()
+        return found
+
+    optimizer.step(closure)
+    found = weight.detach().numpy() / scale
+    return found, bias.detach().numpy() - found @ mean
+
+
+def _machine(rows: Rows) -> tuple[Numbers, Numbers]:
+    """scikit-learn's, whose weight is that of class 1 over class 0."""
+    found = SVC(kernel="linear", C=1, tol=1e-6).fit(rows.features, rows.targets)
+    return np.concatenate([-found.coef_, found.coef_]) / 2, np.concatenate([-found.intercept_, found.intercept_]) / 2
+
+
+def _hinge_value(rows: Rows, weight: Numbers, bias: Numbers) -> float:
+    """The mean cost and the penalty of C = 1, in double precision."""
+    logits = rows.features.astype(np.float64) @ weight.T + bias
+    violations = np.maximum(0, 1 + logits - logits[np.arange(len(logits)), rows.targets][:, None])
+    violations[np.arange(len(logits)), rows.targets] = 0
+    return float(violations.mean() + (weight**2).sum() / (2 * len(logits)))
+
+
 def file(folder: Path) -> dict[str, Any]:
     """Prints what a run on rows of a file takes that stay there."""
     columns, classes = 256, 10
@@ -471,7 +552,7 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--parts", nargs="+", default=["solve", "fit", "path"], choices=["solve", "fit", "path", "file"]
+        "--parts", nargs="+", default=["solve", "fit", "path"], choices=["solve", "fit", "path", "hinge", "file"]
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", default=list(PROBLEMS), choices=PROBLEMS, help="problems of solve")
@@ -494,6 +575,8 @@ def main() -> None:
         report["fit"] = fit(options.repeats)
     if "path" in options.parts:
         report["path"] = path(options.repeats)
+    if "hinge" in options.parts:
+        report["hinge"] = hinge(options.repeats)
     if "file" in options.parts:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             report["file"] = file(Path(folder))

@@ -187,7 +187,8 @@ def _ending(fit: Fit, tol: float) -> str:
     above = "" if far is None else f"cost + penalty is {about} {far:.1e} above the least possible, relative to it"
     match fit["end"]:
         case "tolerance":
-            return f"optimum reached: {above} (optimizer.tol={tol:g}), after {fit['passes']} passes through the rows"
+            where = f"{above} (optimizer.tol={tol:g})" if fit["cost"] or fit["l2"] else "no row costs anything"
+            return f"optimum reached: {where}, after {fit['passes']} passes through the rows"
         case "endless":
             return (
                 f"{above or 'the least possible cost is near'}, but no finite weights have that: some classes can be "

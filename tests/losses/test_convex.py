@@ -1,7 +1,9 @@
 """What a solver is told of convex losses agrees with the losses themselves."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linprog
 from torch import Tensor
 
 from crossent.losses import (
@@ -22,7 +24,8 @@ from crossent.losses import (
     Statistics,
     SymmetricCrossEntropy,
 )
-from crossent.losses.convex import NotConvexError, costs
+from crossent.losses.convex import ConvexCosts, NotConvexError, costs
+from solvers.problems import RoundedHinge
 
 CLASSES = 4
 WEIGHTS = [0.5, 2.0, 1.0, 3.0]
@@ -36,7 +39,8 @@ CONVEX: dict[str, Loss] = {
     "logit_adjusted": LogitAdjusted(torch.tensor(WEIGHTS), 2.0),
     "focal with gamma 0": Focal(0.0),
     "poly1 with epsilon 0": Poly1(0.0),
-    "hinge": Hinge(margin=0.7, p=2).configure(class_weight=WEIGHTS),
+    "hinge": Hinge(margin=0.7).configure(class_weight=WEIGHTS),
+    "squared hinge": Hinge(margin=0.7, p=2).configure(class_weight=WEIGHTS),
     "binary": Binary(2.5).configure(class_weight=WEIGHTS[:2]),
 }
 LEARNING: dict[str, Loss] = {
@@ -45,7 +49,6 @@ LEARNING: dict[str, Loss] = {
     "generalized": GeneralizedCrossEntropy(),
     "symmetric": SymmetricCrossEntropy(),
     "brier": Brier(),
-    "hinge": Hinge(),
     "z_loss": CrossEntropy().configure(z_loss=0.1),
 }
 
@@ -79,6 +82,15 @@ def rows(loss: Loss, weighted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     return logits, targets, torch.rand(30, generator=generator, dtype=torch.float64) + 0.1 if weighted else None
 
 
+def smooth(loss: Loss, found: ConvexCosts) -> Loss:
+    """What slopes are of: the same, or the hinge with kinks rounded off."""
+    if not isinstance(loss, Hinge) or not found.smoothing:
+        return loss
+    rounded = RoundedHinge(found.smoothing, loss.margin)
+    rounded.class_weight = loss.class_weight
+    return rounded
+
+
 def total(loss: Loss, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     """The sum of the costs, by the loss itself: features are the outputs, and the weights the identity."""
     cost: Cost = loss(logits, torch.eye(logits.shape[1], dtype=torch.float64), None, targets, weights)
@@ -95,17 +107,18 @@ def test_costs_slopes_and_bends(name: str, weighted: bool) -> None:
     outputs, everything = logits.t().clone(), slice(0, 30)
     moved = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
-    cost, _ = found.visit(outputs, everything, state)
+    cost, _, raised, _ = found.visit(outputs, everything, state)
     directions = moved.t().clone()
     found.bend(directions, everything, state)
 
     def by_logits(at: Tensor) -> Tensor:
-        return total(loss, at, targets, weights)
+        return total(smooth(loss, found), at, targets, weights)
 
     assert found.total == pytest.approx(
         float(loss(logits, torch.eye(logits.shape[1]).double(), None, targets, weights).weight)
     )
-    assert float(cost) == pytest.approx(float(by_logits(logits)), rel=1e-12)
+    assert float(cost) == pytest.approx(float(total(loss, logits, targets, weights)), rel=1e-12)
+    assert float(cost) + raised == pytest.approx(float(by_logits(logits)), rel=1e-12)
 
     def slopes(at: Tensor) -> Tensor:
         at = at.clone().requires_grad_()
@@ -163,9 +176,12 @@ def test_what_is_left_of_fenchels_inequality(name: str, length: float) -> None:
     def inequality(at: Tensor) -> Tensor:
         return total(loss, at, targets, weights) - (aimed * at).sum()
 
-    # The conjugate is the supremum over all logits; it is looked for with the other way round to minimise.
+    # The conjugate is the supremum over all logits; it is looked for with the other way round to minimise. Of a hinge
+    # that is where all of its kinks are.
     at = (logits + moved).clone().requires_grad_()
     behind = inequality(at)
+    if name == "hinge":
+        at = torch.nn.functional.one_hot(targets, CLASSES).mul(0.7).double().requires_grad_()
     optimizer = torch.optim.LBFGS([at], lr=1, max_iter=2000, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -197,9 +213,46 @@ def test_takes_a_loss_of_the_users_own_that_is_linear_in_what_it_reads() -> None
     logits, targets, _ = rows(Shifted(), weighted=False)
     found = costs(Shifted(), targets, None, CLASSES)
 
-    cost, _ = found.visit(logits.t().clone(), slice(0, 30), torch.empty(CLASSES, 30, dtype=torch.float64))
+    visited = found.visit(logits.t().clone(), slice(0, 30), torch.empty(CLASSES, 30, dtype=torch.float64))
 
-    assert float(cost) == pytest.approx(float(total(Shifted(), logits, targets, None)), rel=1e-12)
+    assert float(visited.cost) == pytest.approx(float(total(Shifted(), logits, targets, None)), rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+def test_slopes_of_a_hinge_are_levelled_at_the_cost_that_is_named(size: float) -> None:
+    """There are such slopes, as a linear program finds them: for all rows and other classes, and how they differ."""
+    generator = torch.Generator().manual_seed(0)
+    count = 12
+    violations = torch.randn(count, CLASSES, generator=generator, dtype=torch.float64)
+    targets = torch.arange(count) % CLASSES
+    others = torch.ones(count, CLASSES).scatter(1, targets.unsqueeze(1), 0).bool()
+    aimed = 0.5 + size * (torch.rand(count, CLASSES, generator=generator, dtype=torch.float64) - 0.5)
+    shares = torch.zeros(CLASSES, count, CLASSES, dtype=torch.float64)  # of a slope in the outputs' means
+    for output in range(CLASSES):
+        shares[output, :, output] = 1
+        shares[output, targets == output] -= 1
+    shares = (shares / CLASSES / count)[:, others]
+    found = costs(Hinge(), targets, None, CLASSES)
+
+    more, changed = found.level(shares @ aimed[others], -float(violations[others].abs().max()))
+
+    left = (violations.clamp(min=0) - aimed * violations)[others].sum() / CLASSES / count
+    number = int(others.sum())
+    slopes, differences = np.eye(number, 2 * number), np.eye(number, 2 * number, number)
+    rows = np.repeat(np.eye(count), CLASSES - 1, 1)  # the sum of a row's, in the slope of its target
+    by_slope = np.concatenate([-violations[others].numpy(), np.zeros(number)]) / CLASSES / count
+    answer = linprog(
+        by_slope,
+        A_ub=np.concatenate([slopes - differences, -slopes - differences, [(rows.sum(0) @ differences) * 2]]),
+        b_ub=np.concatenate([aimed[others], -aimed[others], [changed * CLASSES * count]]),
+        A_eq=shares.numpy() @ slopes,
+        b_eq=np.zeros(CLASSES),
+        bounds=[(0, 1)] * number + [(0, None)] * number,
+    )
+    assert answer.status == 0
+    positive = violations.clamp(min=0)[others].sum() / CLASSES / count
+    assert answer.fun + float(positive) <= float(left) + more
+    assert 0 < changed < 2
 
 
 def test_slopes_are_levelled_by_a_mixture_at_the_cost_that_is_named() -> None:

@@ -1,15 +1,27 @@
 """Convex problems of all kinds, and what is true of them, found without the solver."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn import datasets
 from torch import Tensor
 from torch.nn import Parameter
 
-from crossent.losses import Binary, Cost, CrossEntropy, Hinge, LogitAdjusted, Loss, NegativeLogLikelihood, OneHot
+from crossent.losses import (
+    Binary,
+    Cost,
+    CrossEntropy,
+    Hinge,
+    LogitAdjusted,
+    LogitLoss,
+    Loss,
+    NegativeLogLikelihood,
+    OneHot,
+)
 from crossent.solvers import NewtonCG, Objective
 
 
@@ -57,15 +69,53 @@ class Problem:
         """The least value.
 
         That it is so is known without the solver: by strong convexity, it is no less than F − ‖∇F‖² / 2λ where the
-        slope of the bias is 0.
+        slope of the bias is 0; and of a hinge without a bias by its dual.
         """
         parameters = self.parameters()
-        run(self.solver(parameters, tol=1e-15))
+        has_kinks = isinstance(self.loss, Hinge) and self.loss.p == 1
+        run(self.solver(parameters, tol=1e-11 if has_kinks else 1e-15))
         value = self.value(parameters)
+        if has_kinks:
+            assert self.bias or value.item() - self.dual() < 1e-5 * value.item()
+            return value.item()
         weight, *bias = torch.autograd.grad(value, parameters)
         assert all(float(each.abs().max()) < 1e-9 for each in bias)
         assert float(weight.square().sum()) / (2 * self.l2) < 1e-8 * value.item()
         return value.item()
+
+    def dual(self) -> float:
+        """What no value of a hinge with margin 1 and without a bias is below: its dual at slopes near the best.
+
+        That is Σ slope − ‖Σ x slopeᵀ‖² / 2λ, for slopes of violations between 0 and their weight: Weston and Watkins,
+        Support vector machines for multi-class pattern recognition, 1999.
+        """
+        parameters = self.parameters()
+        solver = self.solver(parameters, tol=1e-7)
+        run(solver)
+        assert solver.objective is not None
+        rounded = RoundedHinge(solver.objective.costs.smoothing)
+        rounded.class_weight = self.loss.class_weight
+        logits = F.linear(self.features, parameters[0].detach()).requires_grad_()
+        identity = torch.eye(self.outputs, dtype=torch.float64)
+        cost: Cost = rounded(logits, identity, None, self.targets, self.sample_weight)
+        (slopes,) = torch.autograd.grad(cost.mean, logits)
+        violations = slopes.scatter(1, self.targets.unsqueeze(1), 0)
+        return float(violations.sum() - (slopes.t() @ self.features).square().sum() / (2 * self.l2))
+
+
+class RoundedHinge(LogitLoss):
+    """A hinge with margin 1 whose kinks are rounded off: (u + √(u² + 4 smoothing²)) / 2 in the place of max(0, u)."""
+
+    def __init__(self, smoothing: float, margin: float = 1.0) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+        self.margin = margin
+
+    def cost(self, logits: Tensor, targets: Tensor) -> Tensor:
+        target = F.one_hot(targets, logits.shape[1]).bool()
+        violations = self.margin + logits - logits.gather(1, targets.unsqueeze(1))
+        rounded = (violations + (violations.square() + 4 * self.smoothing**2).sqrt()) / 2
+        return rounded.masked_fill(target, 0).mean(1)
 
 
 def run(solver: NewtonCG, most: int = 200) -> int:
@@ -75,6 +125,31 @@ def run(solver: NewtonCG, most: int = 200) -> int:
         if solver.last is not None and solver.last.end is not None:
             return step + 1
     return most
+
+
+def assert_never_nearer(
+    found: Problem, optimum: float, parameters: list[Parameter], solver: NewtonCG, tol: float
+) -> None:
+    """What a solver says at every step is no less than the truth, and in the end it is there."""
+    said: list[tuple[float, float]] = []  # and true
+    for _ in range(200):
+        before = (found.value(parameters).item() - optimum) / optimum
+        solver.step()
+        assert solver.last is not None
+        after = (found.value(parameters).item() - optimum) / optimum
+        said += [(solver.last.suboptimality, before), (solver.last.following, after)]
+        if solver.last.end is not None:
+            break
+
+    assert solver.last is not None
+    if solver.last.end != "tolerance":  # weights in single precision are not so exact
+        assert (solver.last.end, parameters[0].dtype) == ("precision", torch.float32)
+        assert tol <= 1e-6
+    else:
+        assert after <= tol
+    rounded = 1e-13  # of the values that are compared
+    assert all(claim + rounded >= true for claim, true in said)
+    assert any(math.isfinite(claim) for claim, _ in said)
 
 
 def bundled(name: str, *, standardize: bool = False) -> tuple[Tensor, Tensor]:
@@ -138,4 +213,20 @@ def twenty() -> dict[str, Problem]:
     found["no bias"] = Problem(NegativeLogLikelihood(), features + 1, targets, 1e-3, bias=False)
     found["one_hot"] = Problem(OneHot().configure(ignore_index=3), features, targets, 1e-4)
     found["squared hinge"] = Problem(Hinge(p=2), features, targets, 1e-3)
+    return found
+
+
+def with_kinks() -> dict[str, Problem]:
+    """Problems of a hinge by name."""
+    features, targets = bundled("breast_cancer", standardize=True)
+    found = {"two classes": Problem(Hinge(), features, targets, 1 / len(targets))}
+    features, targets = bundled("wine")
+    found["wine"] = Problem(Hinge(), features, targets, 1 / len(targets))
+    features, targets = bundled("digits", standardize=True)
+    found["digits"] = Problem(Hinge(), features, targets, 1e-2, bias=False)
+    features, targets = drawn(2000, 30, 6, strength=2)
+    weighted = torch.rand(len(targets), generator=torch.Generator().manual_seed(1))
+    loss = Hinge().configure(class_weight=[0.5, 1, 2, 1, 1, 3])
+    found["weighted"] = Problem(loss, features, targets, 1e-2, weighted, bias=False)
+    found["noise"] = Problem(Hinge(), *drawn(1000, 30, 8, strength=0), 1e-3)
     return found

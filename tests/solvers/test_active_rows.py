@@ -81,7 +81,7 @@ def test_steps_go_by_them_only_far_from_the_optimum(monkeypatch: pytest.MonkeyPa
             gone_by.append(active)
             super().__init__(objective, evaluation, dtype, multiplied, active)
 
-    monkeypatch.setattr("crossent.solvers.newton_cg.Hessian", Watched)
+    monkeypatch.setattr("crossent.solvers.newton_steps.Hessian", Watched)
     solver = problem().solver(problem().parameters(), tol=1e-6)
 
     steps = run(solver)

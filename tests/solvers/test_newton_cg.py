@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from crossent.losses import Binary, CrossEntropy, Focal
 from crossent.losses.convex import NotConvexError
 from crossent.solvers import NewtonCG, Objective, design_matrix, minimize, preconditioners
-from solvers.problems import Problem, bundled, drawn, run, twenty
+from solvers.problems import Problem, assert_never_nearer, bundled, drawn, run, twenty
 
 PROBLEMS = twenty()
 
@@ -61,30 +61,6 @@ def roughly(solver: NewtonCG) -> NewtonCG:
     assert solver.objective is not None
     solver.objective.is_small, solver.objective.takes_bfloat16 = False, True
     return solver
-
-
-def assert_never_nearer(
-    found: Problem, optimum: float, parameters: list[Parameter], solver: NewtonCG, tol: float
-) -> None:
-    said: list[tuple[float, float]] = []  # and true
-    for _ in range(20):
-        before = (found.value(parameters).item() - optimum) / optimum
-        solver.step()
-        assert solver.last is not None
-        after = (found.value(parameters).item() - optimum) / optimum
-        said += [(solver.last.suboptimality, before), (solver.last.following, after)]
-        if solver.last.end is not None:
-            break
-
-    assert solver.last is not None
-    if solver.last.end != "tolerance":  # weights in single precision are not so exact
-        assert (solver.last.end, parameters[0].dtype) == ("precision", torch.float32)
-        assert tol <= 1e-6
-    else:
-        assert after <= tol
-    rounded = 1e-13  # of the values that are compared
-    assert all(claim + rounded >= true for claim, true in said)
-    assert any(math.isfinite(claim) for claim, _ in said)
 
 
 def digits() -> Problem:

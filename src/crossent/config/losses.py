@@ -76,11 +76,6 @@ class HingeLoss(LossWithoutSoftmax, tag="hinge"):
     margin: PositiveCoefficient
     p: Literal[1, 2]
 
-    @property
-    def bends(self) -> bool:
-        """Whether it has a second derivative that is not 0."""
-        return self.p == 2
-
 
 class CrossEntropyLoss(RowLoss, tag="cross_entropy"):
     label_smoothing: Share

@@ -5,7 +5,7 @@ from typing import Literal
 from msgspec import Struct
 
 from crossent.config.data import AnyData, FileData
-from crossent.config.losses import AnyLoss, HingeLoss
+from crossent.config.losses import AnyLoss
 from crossent.config.optimizers import AnyOptimizer, AnyScheduler, CosineScheduler, Lbfgs, NewtonCg, NoScheduler
 from crossent.config.running import AnyAccelerator, AnyLogger, Callbacks, MpsAccelerator, SplitClasses, Trainer
 from crossent.config.types import NonNegative, Seed, Text
@@ -99,16 +99,12 @@ class TrainConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         """Refuses what a solver for convex losses, which takes all rows a step, cannot do."""
         solver, loss, trainer = f"optimizer={optimizer.__struct_config__.tag}", self.loss, self.trainer
         name = loss.__struct_config__.tag
-        instead = "cross_entropy is convex (and binary, logit_adjusted, nll, one_hot, hinge with loss.p=2)"
+        instead = "cross_entropy is convex (and binary, logit_adjusted, nll, one_hot, hinge)"
         if not loss.is_convex:
             which = f"loss.z_loss={loss.z_loss:g}" if loss.z_loss else f"loss={name}"
             raise ValueError(
                 f"{which}: not convex in the weights, so {solver} has no optimum to be certain of; {instead}, and "
                 "optimizer=lbfgs or adam takes any loss"
-            )
-        if isinstance(loss, HingeLoss) and not loss.bends:
-            raise ValueError(
-                f"loss.p=1: the hinge has kinks, and {solver} needs a smooth loss; use loss.p=2, the squared hinge"
             )
         if self.data.batch_size != "full":
             raise ValueError(

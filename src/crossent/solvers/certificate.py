@@ -158,7 +158,8 @@ def reach(lanczos: Lanczos, smallest: float) -> float:
     """
     if not math.isfinite(lanczos.smallest):
         return _SAFETY
-    return lanczos.remainder(min(smallest, lanczos.smallest) / _SAFETY)
+    lowest = min(smallest, lanczos.smallest) / _SAFETY
+    return lanczos.remainder(lowest) if lowest > 0 else math.inf  # which is rounding's
 
 
 def left_by(objective: Objective, progress: Progress, smallest: float, allowed: float) -> float:
@@ -166,6 +167,6 @@ def left_by(objective: Objective, progress: Progress, smallest: float, allowed: 
     if objective.l2:
         # With the intercepts' slopes, since bringing them to 0 leaves about as much in the other columns.
         return dot(progress.residual, progress.residual) / (2 * objective.l2)
-    if progress.size / 2 > allowed:
+    if progress.size / 2 > allowed or not progress.lanczos.is_due:
         return math.inf  # what it is multiplied by takes longer to know, and is no less than 1
     return reach(progress.lanczos, smallest) * progress.size / 2

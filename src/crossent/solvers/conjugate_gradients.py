@@ -10,6 +10,8 @@ from torch import Tensor
 
 from crossent.solvers.preconditioners import Preconditioner
 
+_RARELY = 16  # of that many iterations, after the last of which eigenvalues are worth their time
+
 
 class Solved(NamedTuple):
     """What conjugate gradients have found.
@@ -108,6 +110,12 @@ class Lanczos:
         """Takes in an iteration: the length of its step, and by what the residual's size has changed."""
         self._lengths.append(length)
         self._ratios.append(ratio)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether eigenvalues may be asked for, which take the time of many iterations once there are hundreds."""
+        count = len(self._lengths)
+        return count % max(1, count // _RARELY) == 0
 
     @property
     def smallest(self) -> float:

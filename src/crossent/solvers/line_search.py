@@ -51,8 +51,8 @@ def search(
     slope = dot(start.gradient, direction)
     length, there = 1.0, full
     for _ in range(_HALVINGS):
-        falls = there.value <= start.value + _ARMIJO * length * slope
-        if falls or (there.value <= start.value + noise and _norm(there) < _norm(start)):
+        falls = there.smooth <= start.smooth + _ARMIJO * length * slope
+        if falls or (there.smooth <= start.smooth + noise and _norm(there) < _norm(start)):
             break
         release(there)
         length /= 2
@@ -81,7 +81,7 @@ def _extended(
         further = min(max(slope / (before - slope), 0.5), 2.0) if before < slope else 2.0
         longer = length + (length - last) * further
         beyond = evaluate(start.at + longer * direction)
-        if not beyond.value < there.value:
+        if not beyond.smooth < there.smooth:
             release(beyond)
             break
         release(there)

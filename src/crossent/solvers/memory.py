@@ -30,14 +30,20 @@ class Memory:
         kind: of preconditioner.
         since: products with the Hessian since the preconditioner was made.
         smallest: Ritz value of the preconditioned Hessian since then.
-        made: the parameters at which it was made; None: no step has been taken yet.
+        made: the weights at which it was made, (outputs, columns); None: no step has been taken yet.
         stalled: steps in a row that have gained nothing.
         passes: through the rows.
         precision: −1: products with the Hessian in bfloat16, all else in single; 0: all in single; 1: objective and
             gradient in double; 2: products with the Hessian as well.
         is_far: whether the objective was evaluated roughly where the steps have led.
         made_far: the same where the preconditioner was made.
+        made_smoothing: `smoothing` when it was made.
         leads_well: whether the last step has led well, so that the next one may leave something out.
+        smoothing: how far kinks are rounded off; 0: there are none.
+        exact: (outputs, columns), where the steps have led, before that was rounded to what the parameters hold; None:
+            it is the same.
+        largest: number of each column, as the first evaluation has found it in its precision, (columns,).
+        rounding: by how much more the value is where the parameters are; infinite as long as nobody asks for it.
     """
 
     lower: float = -math.inf
@@ -45,13 +51,18 @@ class Memory:
     kind: Kind = "diagonal"
     since: int = 0
     smallest: float = 1.0
-    made: list[Tensor] | None = None
+    made: Tensor | None = None
     stalled: float = 0.0
     passes: int = 0
     precision: int = 0
     is_far: bool = False
     made_far: bool = False
+    made_smoothing: float = 0.0
     leads_well: bool = True
+    smoothing: float = 0.0
+    exact: Tensor | None = None
+    largest: Tensor | None = None
+    rounding: float = 0.0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,6 +91,8 @@ class Memory:
 
     def relative(self, value: float) -> float:
         """How far a value is above the optimum at most, relative to that; infinite where no bound is known."""
+        if value <= 0:  # which no cost is below
+            return 0.0
         return (value - self.lower) / self.lower if self.lower > 0 else math.inf
 
     def learn(self, decrease: float, gain: float) -> None:

@@ -68,6 +68,7 @@ class Objective:
                 raise ValueError(f"targets from {least} to {most}, expected 0 to {classes - 1}")
         self.costs: ConvexCosts = costs(loss, targets, sample_weight, outputs)
         self.costs.levels = intercept
+        self.smoothing = self.costs.smoothing  # with which to begin
         self.outputs = outputs
         self.intercept = intercept
         self.matrix = DesignMatrix(features, outputs, intercept=intercept)
@@ -106,6 +107,10 @@ class Objective:
         if self.intercept:
             self.penalties[-1] = 0
         self.penalties_as = {torch.float64: self.penalties, torch.float32: self.penalties.float()}
+
+    def learn_largest(self, largest: Tensor) -> None:
+        """Takes in the largest number of each column, by size, (columns,)."""
+        self.largest, self.longest = largest, float(torch.linalg.vector_norm(largest))
 
     @property
     def penalised(self) -> int:
@@ -146,11 +151,11 @@ class Objective:
             dtype: of the rows' outputs and costs.
             multiplied: dtype of what is multiplied; None: the same.
         """
-        leads = not self.l2 and self.costs.is_unbounded
+        leads = not self.l2 and (self.costs.is_unbounded or self.costs.enough < math.inf)
         weights = at.to(dtype)
         is_zero = not self.is_small and not at.any()  # where every run begins
         gradient = torch.zeros_like(at)
-        cost, smallest, lead = 0.0, torch.inf, torch.inf
+        cost, raised, slack, smallest, lead = 0.0, 0.0, 0.0, torch.inf, torch.inf
         largest = torch.zeros_like(self.penalties) if self.largest is None else self.largest
         states: list[Tensor] = []
         for rows, part in self.matrix.parts(multiplied or dtype):
@@ -162,17 +167,18 @@ class Objective:
                 least = size if len(size) == len(largest) else torch.cat([size, size.new_ones(1)])
                 largest = torch.maximum(largest, least)
             state = self.visits.state(outputs)
-            found, low = self.costs.visit(outputs, rows, state)
-            cost, smallest = cost + float(found), min(smallest, low)
+            found = self.costs.visit(outputs, rows, state)
+            cost, smallest = cost + float(found.cost), min(smallest, found.smallest)
+            raised, slack = raised + found.raised, slack + found.slack
             self.visits.add_sums(gradient, outputs, part)
             if self.visits.keeps:
                 states.append(state)
         if together.ranks() > 1:
-            (cost,) = together.add_up([gradient], [cost])
+            cost, raised, slack = together.add_up([gradient], [cost, raised, slack])
             lead, smallest, *all_largest = together.largest(-lead, -smallest, *largest.tolist())
             lead, smallest, largest = -lead, -smallest, largest.new_tensor(all_largest)
         if self.largest is None:
-            self.largest, self.longest = largest, float(torch.linalg.vector_norm(largest))
+            self.learn_largest(largest)
         penalty = 0.0
         gradient /= self.total
         if self.l2:
@@ -180,7 +186,17 @@ class Objective:
             gradient += penalised
             penalty = dot(penalised, at) / 2
         kept = states if self.visits.keeps else None
-        return Evaluation(at, cost / self.total, penalty, gradient, kept, smallest, lead if leads else float("nan"))
+        return Evaluation(
+            at,
+            cost / self.total,
+            penalty,
+            gradient,
+            kept,
+            smallest,
+            lead if leads else float("nan"),
+            raised / self.total,
+            slack / self.total,
+        )
 
     def active(self, evaluation: Evaluation, dtype: torch.dtype, features: torch.dtype) -> ActiveRows | None:
         """The rows that products may go by far from the optimum, as `active_rows` has it; None: all."""

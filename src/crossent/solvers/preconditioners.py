@@ -11,7 +11,7 @@ from crossent.solvers.evaluation import Evaluation
 from crossent.solvers.objective import Objective
 
 #: By the names that go into checkpoints.
-Kind = Literal["whole", "blocks", "diagonal"]
+Kind = Literal["whole", "coupled", "blocks", "diagonal"]
 #: Turns a residual, (outputs, columns), into about the Hessian's inverse times it.
 Preconditioner = Callable[[Tensor], Tensor]
 
@@ -21,8 +21,12 @@ _ROWS, _ROWS_A_COLUMN = 8192, 16
 _FEW_NUMBERS, _FEW_PRODUCTS = 128, 20_000_000
 # Columns up to which those of each output are taken together, and numbers of all these blocks.
 _FEW_COLUMNS, _FEW_BLOCK_NUMBERS = 1024, 2**26
+# Numbers of weights up to which the blocks are coupled.
+_FEW_COUPLED = 4096
 # Of the mean of the rows' second derivatives by an output, the share below which a row hardly bends.
 _HARDLY = 0.1
+# Likewise of the mean of all outputs' where they are coupled, which tells weak pairs as well.
+_NEXT_TO_NOTHING = 1e-3
 # Second derivatives by a weight below this share of the square of its column's largest number are none.
 _FLAT = 1e-14
 # Multiply-adds that a product is worth at least, since it has to be started; and how much slower those of blocks are.
@@ -48,6 +52,22 @@ def products_of_blocks(objective: Objective) -> float:
     rows, columns, outputs = objective.rows, objective.matrix.columns, objective.outputs
     blocks = 2 * outputs * columns**2 * (min(rows, _rows(objective)) + columns)
     found: float = _SLOWER * blocks / (4 * rows * columns * outputs + _STARTING)
+    return found
+
+
+def takes_coupled(objective: Objective) -> bool:
+    """Whether the weights are few enough, and rows bend by few outputs at a time, for blocks that are coupled.
+
+    Near kinks the outputs of a row bend in pairs, as one; without the other, an output seems to be held fast.
+    """
+    return objective.smoothing > 0 and objective.numbers <= _FEW_COUPLED
+
+
+def products_of_coupled(objective: Objective) -> float:
+    """How many products with the Hessian it takes the time of to couple the blocks."""
+    rows, columns, outputs = objective.rows, objective.matrix.columns, objective.outputs
+    coupled = 2 * rows * outputs * columns**2 + objective.numbers**3
+    found: float = _SLOWER * coupled / (4 * rows * columns * outputs + _STARTING)
     return found
 
 
@@ -107,6 +127,39 @@ def blocks(objective: Objective, at: Evaluation, dtype: torch.dtype) -> Precondi
     return lambda residual: torch.bmm(residual.unsqueeze(1), inverses).squeeze(1)
 
 
+def coupled(objective: Objective, at: Evaluation, dtype: torch.dtype) -> Preconditioner:
+    """The Hessian by all weights, but of rows that hardly bend by an output its diagonal alone, nothing between two.
+
+    Without what a row has between two outputs the Hessian is the greater, and so as definite as it was.
+
+    Args:
+        objective: whose Hessian.
+        at: where.
+        dtype: of residuals.
+    """
+    outputs, columns = at.at.shape
+    found = at.at.new_zeros(outputs, columns, outputs, columns)
+    own = at.at.new_zeros(outputs, columns)
+    for part, rows, state, _ in objective.visits.evenly(at, torch.float64, 1):
+        bends = objective.costs.second_derivatives(rows, state)
+        least = _NEXT_TO_NOTHING * bends.mean()
+        own.addmm_(bends.masked_fill(bends >= least, 0), part.square())
+        for output in range(outputs):
+            between = torch.zeros_like(bends)
+            between[output] = 1
+            objective.costs.bend(between, rows, state)
+            for other, which in enumerate(between[: output + 1].abs() >= least):
+                chosen = which.nonzero().squeeze(1)
+                taken, weights = part.index_select(0, chosen), between[other].index_select(0, chosen)
+                found[output, :, other].addmm_((taken * weights.unsqueeze(1)).t(), taken)
+    found = together.total(found).div_(objective.total)
+    there = found.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1)  # (outputs, columns)
+    there.add_(together.total(own).div_(objective.total)).add_(objective.penalties)
+    _hold(objective, found)
+    solution = _solution(found.view(outputs * columns, -1))
+    return lambda residual: solution(residual.to(torch.float64)).to(dtype)
+
+
 def whole(objective: Objective, at: Evaluation) -> Preconditioner:
     """The Hessian itself, in double precision; what it does not tell, since it changes nothing, stays 0."""
     outputs, columns = at.at.shape
@@ -120,20 +173,30 @@ def whole(objective: Objective, at: Evaluation) -> Preconditioner:
     found = at.at.new_zeros(outputs**2 * columns, columns) if found is None else found
     found = together.total(found).div_(objective.total)
     square = found.view(outputs, outputs, columns, columns).transpose(1, 2).contiguous()
+    if objective.l2:
+        square.diagonal(dim1=1, dim2=3).diagonal(dim1=0, dim2=1).add_(objective.penalties.unsqueeze(1))
+    _hold(objective, square)
+    return _solution(square.view(outputs * columns, -1))
+
+
+def _hold(objective: Objective, square: Tensor) -> None:
+    """Makes a Hessian, (outputs, columns, outputs, columns), definite if one number for all outputs changes nothing."""
+    if not objective.costs.has_gauge:
+        return
     pairs = square.diagonal(dim1=1, dim2=3)  # of outputs, column by column
     own = pairs.diagonal(dim1=0, dim2=1)  # (columns, outputs)
-    if objective.l2:
-        own.add_(objective.penalties.unsqueeze(1))
-    if objective.costs.has_gauge:
-        free = objective.penalised if objective.l2 else 0
-        raised = own.narrow(0, free, columns - free).sum(1).div_(outputs**2)
-        pairs.narrow(2, free, columns - free).add_(raised)
-    matrix = square.view(outputs * columns, -1)
+    free = objective.penalised if objective.l2 else 0
+    count = objective.matrix.columns - free
+    pairs.narrow(2, free, count).add_(own.narrow(0, free, count).sum(1).div_(objective.outputs**2))
+
+
+def _solution(matrix: Tensor) -> Preconditioner:
+    """By a symmetric matrix of all weights, (outputs · columns, as many), of which the lower half is enough."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not int(failed):
-        return lambda residual: torch.cholesky_solve(residual.view(-1, 1), factor).view_as(residual)
-    solution = inverse(matrix.unsqueeze(0))[0]
-    return lambda residual: torch.mv(solution, residual.view(-1)).view_as(residual)
+        return lambda residual: torch.cholesky_solve(residual.reshape(-1, 1), factor).view_as(residual)
+    solution = inverse((matrix.tril() + matrix.tril(-1).t()).unsqueeze(0))[0]
+    return lambda residual: torch.mv(solution, residual.reshape(-1)).view_as(residual)
 
 
 def _stride(objective: Objective) -> int:

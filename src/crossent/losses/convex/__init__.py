@@ -6,7 +6,7 @@ from torch import Tensor
 from crossent.losses.base import Loss
 from crossent.losses.binary import Binary
 from crossent.losses.convex.base import ConvexCosts
-from crossent.losses.convex.hinge import SquaredHingeCosts
+from crossent.losses.convex.hinge import HingeCosts, SquaredHingeCosts
 from crossent.losses.convex.softmax import LogisticCosts, SoftmaxCosts, Weights
 from crossent.losses.hinge import Hinge
 from crossent.losses.row_losses import RowLoss
@@ -21,7 +21,7 @@ _PROBES = (0.25, 1.0, 4.0)
 
 
 class NotConvexError(ValueError):
-    """A loss is not convex in the weights, or has no curvature; the message goes on from the loss's name."""
+    """A loss is not convex in the weights; the message goes on from the loss's name."""
 
 
 def costs(loss: Loss, targets: Tensor, sample_weight: Tensor | None, outputs: int) -> ConvexCosts:
@@ -54,10 +54,9 @@ def costs(loss: Loss, targets: Tensor, sample_weight: Tensor | None, outputs: in
     if isinstance(loss, Binary):
         positive = targets == 1
         return LogisticCosts(targets, torch.where(positive, weights * loss.pos_weight, weights), total)
-    if isinstance(loss, Hinge) and loss.p == 2:
-        return SquaredHingeCosts(targets, weights, loss.margin, classes, total)
     if isinstance(loss, Hinge):
-        raise NotConvexError("with p=1 it has kinks; use loss.p=2")
+        kind = HingeCosts if loss.p == 1 else SquaredHingeCosts
+        return kind(targets, weights, loss.margin, classes, total)
     if isinstance(loss, OneHot | NegativeLogLikelihood):  # the same function of the logits, however it is written
         return SoftmaxCosts(targets, Weights(weights), share, None, classes, total)
     if isinstance(loss, RowLoss) and type(loss).mean is RowLoss.mean and not loss.learns:

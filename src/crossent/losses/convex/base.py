@@ -9,13 +9,31 @@ that a Newton step aims at, ∇φ_i + ∇²φ_i · u_i for outputs that move by 
 they leave of the bound, φ_i(z_i + u_i) + φ_i*(α_i) − ⟨α_i, z_i + u_i⟩, is of the fourth order of u_i.
 """
 
+import math
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 #: Some rows: neighbours, or any by their indices, (n,).
 Which = slice | Tensor
+
+
+class Visited(NamedTuple):
+    """What is found of some rows.
+
+    Attributes:
+        cost: the sum of the costs, a scalar in double precision.
+        smallest: of what `ConvexCosts.level` goes by.
+        raised: the sum of what the smooth costs, which slopes and second derivatives are of, have above them.
+        slack: the sum of what the smooth costs' slopes leave of the costs' own Fenchel's inequality.
+    """
+
+    cost: Tensor
+    smallest: float
+    raised: float = 0.0
+    slack: float = 0.0
 
 
 class ConvexCosts(ABC):
@@ -29,9 +47,12 @@ class ConvexCosts(ABC):
         lightest: the smallest weight of a row, of all ranks' likewise.
         levels: whether the mean slope of each output has to be 0 at the optimum, as an intercept wants it.
         is_unbounded: whether a row's cost can go on falling for ever, so that there may be no minimum.
+        enough: the lead of a target's output over the others' with which a row costs nothing; infinite: none is.
         has_gauge: whether one number added to all outputs of a row changes nothing.
         outputs: of a row.
         states: numbers that are kept of a row's outputs, to tell how its cost bends there.
+        smoothing: of costs with kinks, how wide these are rounded off: slopes and second derivatives are of smooth
+            costs, from which the costs differ the less, the smaller this is set; 0: there are no kinks.
     """
 
     total: float
@@ -39,13 +60,15 @@ class ConvexCosts(ABC):
     lightest: float = 1.0
     levels: bool = True
     is_unbounded: bool
+    enough: float = math.inf
     has_gauge: bool
     outputs: int
     states: int
+    smoothing: float = 0.0
 
     @abstractmethod
-    def visit(self, outputs: Tensor, rows: Which, state: Tensor) -> tuple[Tensor, float]:
-        """The sum of the costs, a scalar in double precision, and the smallest of what `level` goes by.
+    def visit(self, outputs: Tensor, rows: Which, state: Tensor) -> Visited:
+        """The sum of the costs, and what goes with it.
 
         Args:
             outputs: (outputs, rows); turn into the costs' slopes.
@@ -71,7 +94,7 @@ class ConvexCosts(ABC):
 
     @abstractmethod
     def aim(self, rows: Which, state: Tensor, there: Tensor, lift: Tensor) -> tuple[Tensor, Tensor]:
-        """The slopes that a Newton step aims at, and what they leave of Fenchel's inequality behind it.
+        """The slopes that a Newton step aims at, and what they leave of the costs' Fenchel's inequality behind it.
 
         Where the conjugate does not allow such slopes, others near them are taken that it does allow.
 

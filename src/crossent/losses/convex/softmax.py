@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.losses.convex.base import Cast, ConvexCosts, OfRows, Which, smallest_lead
+from crossent.losses.convex.base import Cast, ConvexCosts, OfRows, Visited, Which, smallest_lead
 
 
 class Weights(NamedTuple):
@@ -60,7 +60,7 @@ class SoftmaxCosts(ConvexCosts):
         if weights.mean_nll is not None:
             self.masses += share * weights.mean_nll.sum()
 
-    def visit(self, outputs: Tensor, rows: Which, state: Tensor) -> tuple[Tensor, float]:
+    def visit(self, outputs: Tensor, rows: Which, state: Tensor) -> Visited:
         if self._added is not None:
             outputs += self._added.like(outputs)
         targets = self._targets.of(rows)
@@ -80,7 +80,7 @@ class SoftmaxCosts(ConvexCosts):
         outputs.scatter_add_(0, targets, self._minus_nll.of(rows, outputs))
         if self._share is not None and self._mean is not None:
             outputs.addr_(self._share.like(outputs), self._mean.of(rows, outputs), alpha=-1)
-        return costs, smallest
+        return Visited(costs, smallest)
 
     def bend(self, directions: Tensor, rows: Which, state: Tensor) -> None:
         directions.mul_(state)
@@ -140,7 +140,7 @@ class LogisticCosts(ConvexCosts):
         self._minus_signed = OfRows(minus_signs * weights)
         self.masses = torch.zeros(2, dtype=torch.float64, device=targets.device).index_add_(0, targets, weights)
 
-    def visit(self, outputs: Tensor, rows: Which, state: Tensor) -> tuple[Tensor, float]:
+    def visit(self, outputs: Tensor, rows: Which, state: Tensor) -> Visited:
         (output,), (below, above) = outputs, state
         opposite = output * self._minus_signs.of(rows, output)
         largest = float(torch.linalg.vector_norm(output, torch.inf)) if len(output) else 0.0
@@ -148,7 +148,7 @@ class LogisticCosts(ConvexCosts):
         torch.sigmoid(output, out=above)
         torch.sigmoid(output.neg_(), out=below)
         torch.mul(opposite.sigmoid_(), self._minus_signed.of(rows, output), out=output)
-        return costs, -largest - math.log(2)  # or a little more
+        return Visited(costs, -largest - math.log(2))  # or a little more
 
     def bend(self, directions: Tensor, rows: Which, state: Tensor) -> None:
         directions.mul_(self.second_derivatives(rows, state))
