@@ -14,7 +14,7 @@ from crossent.losses import Hinge
 from crossent.solvers import minimize, preconditioners
 from crossent.solvers.conjugate_gradients import solve
 from crossent.solvers.hessian import Hessian
-from solvers.problems import Problem, assert_never_nearer, bundled, drawn, run, with_kinks
+from solvers.problems import Problem, assert_never_nearer, bundled, claims, drawn, run, with_kinks
 
 PROBLEMS = with_kinks()
 
@@ -52,17 +52,9 @@ def test_claims_what_is_true_wherever_steps_run_out(problem: tuple[Problem, floa
 def test_claims_what_is_true_of_a_run_whose_steps_ran_out_and_that_goes_on(problem: tuple[Problem, float]) -> None:
     found, optimum = problem
     parameters = found.parameters(torch.float32)
-    solver = found.solver(parameters, tol=1e-5)
-    said = []
-    for step in range(200):
-        solver.is_last = step > 15  # steps end at weights that are rounded, and go on from there
-        before = (found.value(parameters).item() - optimum) / optimum
-        solver.step()
-        assert solver.last is not None
-        after = (found.value(parameters).item() - optimum) / optimum
-        said += [(solver.last.suboptimality, before), (solver.last.following, after)]
-        if solver.last.end is not None:
-            break
+
+    # Steps that are the last ones end at weights that are rounded, and the next ones go on from there.
+    said = claims(found, optimum, parameters, found.solver(parameters, tol=1e-5), last_from=16)
 
     assert all(claim + 1e-13 >= true for claim, true in said)
     assert math.isfinite(said[-1][0])
